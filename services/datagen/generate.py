@@ -1,0 +1,179 @@
+"""The llm generator: a language model writes the instructions, within a budget, surviving crashes.
+
+Every finished row is appended to a work file, so a killed process pays again for at most the rows that were under way (`concurrency` of them).
+An answer that does not pass the checks is sent back with the reason, a bounded number of times, then the row is rejected. When the budget
+does not cover the next request in the worst case, the remaining rows are rejected with that reason; rows are asked for in the order given, so
+put first what matters most. Does not know splits, prompts (`prompts.py`) or HTTP (`understudy/chat.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from services.datagen import prompts
+from services.datagen.budget import Budget
+from services.datagen.filters import Candidate
+from services.datagen.templates import chance
+from understudy import recipe
+from understudy.errors import Invalid, Transient
+from understudy.records import Record, Turn
+
+if TYPE_CHECKING:
+    from understudy.chat import ChatClient, Completion
+
+SYNC_EVERY = 1.0
+"""Seconds between flushes of the work file to the disk itself: only a power cut can lose more than rows under way."""
+MAX_REFUSED = 5
+"""Refusals without a success between them that tell a wrong key or model from a row the endpoint dislikes."""
+STOPPED = "budget"
+
+
+class Written(Record):
+    """What became of one row: a line of the work file."""
+
+    id: str
+    instruction: str | None = None
+    reason: str | None = None
+    """Why there is no instruction."""
+    usd: float = 0.0
+    """What its requests cost, by the recipe's prices."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How far the writing is."""
+
+    done: int
+    total: int
+    rows_per_second: float
+    usd: float
+    eta_seconds: float
+
+
+@dataclass
+class Writer:
+    """Writes the instructions of one dataset."""
+
+    generator: recipe.Generator
+    labels: Sequence[str]
+    seed: int
+    work: Path
+    """The work file."""
+    tries: int = 3
+    pulse: float = 0.5
+    """Seconds between two `Pulse`s."""
+    _written: dict[str, Written] = field(default_factory=dict)
+
+    def write(self, rows: Sequence[tuple[str, Candidate]]) -> Generator[Pulse, None, dict[str, Written]]:
+        """One `Written` per (example id, candidate); takes up where an earlier process stopped.
+
+        Raises `Transient` when the endpoint does not answer any more, `Invalid` when it refuses everything.
+        """
+        with _log(self.work) as (log, before):
+            self._written = {line.id: line for line in before}
+            if STOPPED not in self._written:
+                yield from self._ask_all([row for row in rows if row[0] not in self._written], len(rows), log)
+        stopped = f"the budget of ${self.generator.budget_usd or 0:.2f} is spent"
+        return {example: self._written.get(example) or Written(id=example, reason=stopped) for example, _ in rows}
+
+    def _ask_all(self, rows: Sequence[tuple[str, Candidate]], total: int, log: int) -> Iterator[Pulse]:
+        if not rows:
+            return
+        started, spent = time.monotonic(), sum(line.usd for line in self._written.values())
+        budget = Budget(self.generator.budget_usd, spent)
+        with asyncio.Runner() as runner:  # its end cancels what is under way
+            job = runner.get_loop().create_task(self._run(deque(rows), budget, log))
+            while not job.done():
+                runner.run(_wait(job, self.pulse))
+                os.fsync(log)
+                done = len(self._written) - (STOPPED in self._written)
+                rate = (done - (total - len(rows))) / (time.monotonic() - started)
+                yield Pulse(done, total, rate, budget.spent, (total - done) / rate if rate else 0.0)
+            job.result()
+
+    async def _run(self, queue: deque[tuple[str, Candidate]], budget: Budget, log: int) -> None:
+        from understudy.chat import ChatClient
+
+        refused = silent = 0
+
+        async def worker(chat: ChatClient) -> None:
+            nonlocal refused, silent
+            while queue:
+                example, candidate = queue.popleft()
+                try:
+                    line = await self._row(chat, example, candidate, budget)
+                except Transient:
+                    queue.append((example, candidate))
+                    silent += 1
+                    if silent > self.generator.concurrency:
+                        raise
+                    continue
+                except Invalid as error:
+                    refused += 1
+                    if refused >= MAX_REFUSED:
+                        raise
+                    line = Written(id=example, reason=str(error))
+                else:
+                    refused = silent = 0
+                if line.reason == STOPPED:
+                    queue.clear()
+                    line = Written(id=STOPPED, usd=line.usd)
+                self._keep(line, log)
+
+        async with ChatClient(self.generator.base_url, concurrency=self.generator.concurrency) as chat:
+            async with _first_error() as group:
+                for _ in range(min(self.generator.concurrency, len(queue))):
+                    group.create_task(worker(chat))
+
+    async def _row(self, chat: ChatClient, example: str, candidate: Candidate, budget: Budget) -> Written:
+        """Ask until the answer is usable, the tries are used up or the budget is spent."""
+        model, schema = self.generator.model or "", prompts.schema(self.labels)
+        messages, usd, reason = prompts.ask(candidate, self.labels, example, self.seed), 0.0, ""
+        seed = chance(example, self.seed) & 0x7FFFFFFF
+        for turn in range(self.tries):
+            worst = self._price(_tokens_at_most(messages) + len(str(schema)), prompts.MAX_ANSWER_TOKENS)
+            if not await budget.reserve(worst):
+                return Written(id=example, reason=STOPPED, usd=usd)
+            cost = 0.0
+            try:
+                answer = await chat.complete(
+                    model, messages, max_tokens=prompts.MAX_ANSWER_TOKENS, temperature=0.7, seed=seed + turn, extra=schema
+                )
+                cost = self._cost(answer, worst)
+            finally:
+                budget.settle(worst, cost)
+            usd += cost
+            try:
+                return Written(id=example, instruction=prompts.read(answer.text, candidate, self.labels), usd=usd)
+            except prompts.Unusable as problem:
+                reason = str(problem)
+                messages = [*messages[:2], *prompts.again(answer.text, reason)]
+        return Written(id=example, reason=f"no usable instruction after {self.tries} tries: {reason}", usd=usd)
+
+    def _keep(self, line: Written, log: int) -> None:
+        before = self._written.get(line.id)
+        os.write(log, line.model_dump_json(exclude_none=True).encode() + b"\n")
+        self._written[line.id] = line if before is None else line.model_copy(update={"usd": before.usd + line.usd})
+
+    def _price(self, prompt: int, completion: int) -> float:
+        per_prompt, per_completion = self.generator.usd_per_million_tokens
+        return (prompt * per_prompt + completion * per_completion) / 1e6
+
+    def _cost(self, answer: Completion, worst: float) -> float:
+        """By the tokens the endpoint counted; one that does not count is taken at the worst."""
+        return self._price(answer.prompt_tokens, answer.completion_tokens) if answer.prompt_tokens else worst
+
+
+def _tokens_at_most(messages: Sequence[Turn]) -> int:
+    """No tokenizer makes more tokens than bytes; 16 for what a chat template adds to each turn."""
+    return sum(len(turn.content.encode()) + 16 for turn in messages)

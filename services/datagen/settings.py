@@ -1,0 +1,24 @@
+"""Settings of datagen, on top of those every service has."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from understudy.settings import Settings
+
+
+class DatagenSettings(Settings):
+    """Bounds of what datagen accepts: everything a user can send has one."""
+
+    max_upload_bytes: int = Field(default=512 * 1024**2, gt=0)
+    """Of one uploaded file."""
+    max_source_bytes: int = Field(default=2 * 1024**3, gt=0)
+    """Of one source table, on disk and, for Parquet, unpacked."""
+    max_field_bytes: int = Field(default=1024**2, gt=0)
+    """Of one line of text: longer means that the file is not what its name says."""
+    max_text_chars: int = Field(default=20_000, gt=0)
+    """Of one text or answer; longer rows are rejected, never cut."""
+    max_labels: int = Field(default=100, ge=2)
+    """Classes of one dataset: the instruction names them all."""
+    llm_tries: int = Field(default=3, ge=1)
+    """Requests per row until the model's answer passes the checks."""

@@ -1,0 +1,154 @@
+"""From the `source` of a recipe to rows of text: a local file, an uploaded file id or a dataset of the Hugging Face hub.
+
+    Sources(store, max_bytes=...).open("tweets.csv").rows(["text", "feeling"])    # Row(0, {"text": ..., "feeling": ...}), ...
+
+Everything that can be wrong with a source raises `Invalid` that names the file as its owner does. Does not clean, map or reject rows (`filters.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.datagen.tables import Reader, Table, read_csv, read_json, read_jsonl, read_parquet
+from understudy.artifacts import ArtifactStore
+from understudy.errors import Invalid, Transient
+
+READERS: dict[str, Reader] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".parquet": read_parquet,
+}
+FILE_ID = re.compile(r"file-\w+")
+HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source."""
+
+    number: int
+    """Zero-based, not counting a header or blank lines."""
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that exists and whose header was read. Its rows can be read once."""
+
+    name: str
+    """As its owner calls it: the path, the uploaded file's own name, or the hub's name."""
+    table: Table
+
+    def rows(self, required: Sequence[str], optional: Collection[str] = ()) -> Iterator[Row]:
+        """All rows with only these columns, as text; missing values are empty text.
+
+        Raises `Invalid` at once when a required column is missing, and when there is no row.
+        """
+        if missing := [column for column in required if column not in self.table.columns]:
+            raise Invalid(
+                f"{self.name} has no column {' or '.join(f'`{column}`' for column in missing)}",
+                f"It has {', '.join(f'`{column}`' for column in self.table.columns) or 'no columns at all'}"
+                f"{_nearest(missing[0], self.table.columns)}. Name yours under `columns:` in the recipe.",
+            )
+        return self._rows([*required, *optional])
+
+    def _rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        number = -1
+        for number, values in enumerate(self.table.rows):
+            yield Row(number, {column: _text(values.get(column)) for column in columns})
+        if number < 0:
+            raise Invalid(f"{self.name} has no rows", "It needs a row for every example.")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Opens sources, within bounds."""
+
+    store: ArtifactStore
+    max_bytes: int
+    max_line: int = 1024**2
+
+    def open(self, source: str) -> Source:
+        """Find `source` and read its header."""
+        if source.startswith(HUB):
+            return Source(source, _hub(source.removeprefix(HUB)))
+        path, name = self._uploaded(source) if FILE_ID.fullmatch(source) else (Path(source).expanduser(), source)
+        if not path.is_file():
+            raise Invalid(f"There is no file {name}", _looked_in(path))
+        suffix = path.suffix.lower()
+        if suffix not in READERS:
+            raise Invalid(f"{name}: {suffix or 'no suffix'} is not a known table format", f"Known are {', '.join(READERS)}.")
+        size = path.stat().st_size
+        if size == 0:
+            raise Invalid(f"{name} is empty (0 bytes)", "Was it written to the end?")
+        if size > self.max_bytes:
+            raise Invalid(f"{name} has {size:,} bytes, more than the {self.max_bytes:,} allowed", "Split it into several datasets.")
+        return Source(name, READERS[suffix](path, name, self.max_bytes if suffix == ".parquet" else self.max_line))
+
+    def _uploaded(self, file_id: str) -> tuple[Path, str]:
+        artifact = self.store.find(f"files/{file_id}")
+        if artifact is None:
+            raise Invalid(f"There is no uploaded file {file_id}", "Upload it with POST /v1/files and use the id that it returns.")
+        (path,) = self.store.fetch(artifact).iterdir()
+        return path, path.name
+
+
+def _hub(name: str) -> Table:
+    """A dataset of the Hugging Face hub, pinned to a revision, or a local folder in the same layout; its `train` split, or its only one."""
+    import datasets
+
+    repository, _, revision = name.partition("@")
+    if not revision and not Path(repository).is_dir():
+        raise Invalid(
+            f"Source `{HUB}{name}` carries no revision", f"Pin it: `{HUB}{name}@<commit>`, so that the run can be repeated."
+        )
+    datasets.disable_progress_bars()
+    try:
+        splits = datasets.load_dataset(repository, revision=revision or None)
+    except ConnectionError as error:
+        raise Transient(f"The Hugging Face hub did not answer for `{repository}`: {error}") from error
+    except Exception as error:  # the library raises a dozen unrelated types for data that it cannot load
+        words = " ".join(str(error).split())[:300]
+        raise Invalid(f"`{HUB}{name}` cannot be loaded: {words}", "Check the name, the revision and HF_TOKEN.") from error
+    split = "train" if "train" in splits else next(iter(splits))
+    if split != "train" and len(splits) > 1:
+        raise Invalid(f"`{HUB}{name}` has the splits {', '.join(splits)} but no `train`", "Download the one you want as Parquet.")
+    return Table(tuple(splits[split].column_names), iter(splits[split]))
+
+
+def _text(value: object) -> str:
+    """A cell as text: null is empty, 1.0 is `1`, lists and dicts are JSON, what is not valid Unicode is replaced."""
+    match value:
+        case str():
+            return value if value.isascii() else value.encode("utf-8", "replace").decode()
+        case None:
+            return ""
+        case bytes():
+            return value.decode(errors="replace")
+        case float() if value.is_integer():
+            return str(int(value))
+        case list() | dict():
+            return json.dumps(value, ensure_ascii=False, default=str)
+        case _:
+            return str(value)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word.lower(), [column.lower() for column in known], n=1)
+    return next((f"; did you mean `{column}`?" for column in known if close and column.lower() == close[0]), "")
+
+
+def _looked_in(path: Path) -> str:
+    where = f"Looked at {path.absolute()}."
+    if not path.parent.is_dir():
+        return f"{where} That folder does not exist either."
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"{where} Did you mean `{close[0]}`?" if close else where

@@ -1,0 +1,181 @@
+"""The table formats: how bytes on disk become rows of text.
+
+Every reader takes a file and the name to call it by, and gives the column names and a lazy iterator of rows. A file that breaks its format
+raises `Invalid` with the name, the line and the remedy. Does not know which columns anybody needs (`sources.py`) nor what they mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import Invalid
+
+PEEK = 100
+"""JSON rows looked at to learn the column names."""
+MAX_JSON_ARRAY = 256 * 1024**2
+"""A JSON array is read whole, so it has a bound of its own."""
+
+Values = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of one file."""
+
+    columns: tuple[str, ...]
+    rows: Iterator[Values]
+
+
+Reader = Callable[[Path, str, int], Table]
+"""(file, its name in errors, bound) -> table. The bound is bytes per line, for Parquet bytes in all."""
+
+
+def read_csv(path: Path, name: str, max_line: int) -> Table:
+    """Comma-, semicolon- or tab-separated values with a header line, RFC 4180 quoting.
+
+    The separator is the one the header line has most of, a comma if it has none.
+    """
+    lines = _lines(path, name, max_line)
+    header = next((line for line in lines if line.strip()), "")
+    csv.field_size_limit(max_line)
+    reader = csv.reader(itertools.chain([header], lines), delimiter=max(",;\t", key=header.count), strict=True)
+
+    def rows() -> Iterator[Values]:
+        last = reader.line_num
+        try:
+            for fields in reader:
+                if fields and len(fields) != len(columns):
+                    raise Invalid(
+                        f"{name}:{last + 1} has {len(fields)} fields where the header has {len(columns)}",
+                        'Put fields that contain the separator or line breaks in double quotes, and write a quote inside as "".',
+                    )
+                if fields:
+                    yield dict(zip(columns, fields, strict=True))
+                last = reader.line_num
+        except csv.Error as error:
+            raise Invalid(
+                f"{name}:{last + 1} is not valid CSV: {error}", "Check the quotes in that row: is the file complete?"
+            ) from None
+
+    try:
+        columns = tuple(column.strip() for column in next(reader, []))
+    except csv.Error as error:
+        raise Invalid(f"{name}:1 is not a valid CSV header: {error}", "Check the quotes in the first line.") from None
+    if len(set(columns)) != len(columns):
+        raise Invalid(f"{name} has two columns of the same name: {', '.join(columns)}", "Rename one of them.")
+    return Table(columns, rows())
+
+
+def read_jsonl(path: Path, name: str, max_line: int) -> Table:
+    """One JSON object per line; blank lines are skipped."""
+
+    def rows() -> Iterator[Values]:
+        for number, line in enumerate(_lines(path, name, max_line), start=1):
+            if line.strip():
+                yield _object(line, f"{name}:{number}")
+
+    return _peeked(rows())
+
+
+def read_json(path: Path, name: str, max_line: int) -> Table:
+    """A JSON array of objects; a file that does not start with `[` is read as JSON lines."""
+    with path.open("rb") as file:
+        start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"["):
+        return read_jsonl(path, name, max_line)
+    if path.stat().st_size > MAX_JSON_ARRAY:
+        raise Invalid(f"{name} is a JSON array of more than {MAX_JSON_ARRAY // 1024**2} MiB", "Write it as JSONL, one object per line.")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise Invalid(
+            f"{name}:{error.lineno} is not valid JSON: {error.msg} (column {error.colno})", "Is the file complete?"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise _not_utf8(name, error.start) from None
+    except (RecursionError, ValueError) as error:
+        raise Invalid(f"{name} is not JSON that can be read: {error}") from None
+
+    def objects() -> Iterator[Values]:
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise Invalid(f"{name}: item {number} of the array is not an object", "Every row must be {column: value}.")
+            yield row
+
+    return _peeked(objects())
+
+
+def read_parquet(path: Path, name: str, max_bytes: int) -> Table:
+    """Apache Parquet; nested columns arrive as Python lists and dicts."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise Invalid(f"{name} is not a readable Parquet file: {_one_line(error)}", "Is the file complete?") from None
+    unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
+    if unpacked > max_bytes:
+        raise Invalid(f"{name} unpacks to {unpacked:,} bytes, more than the {max_bytes:,} allowed", "Split it.")
+
+    def rows() -> Iterator[Values]:
+        try:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise Invalid(f"{name} is a damaged Parquet file: {_one_line(error)}", "Write it again.") from None
+
+    return Table(tuple(file.schema_arrow.names), rows())
+
+
+def _lines(path: Path, name: str, max_line: int) -> Iterator[str]:
+    """Decoded lines with their line ends; a byte order mark is dropped."""
+    offset = 0
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(max_line + 1)
+            if not line:
+                return
+            if len(line) > max_line:
+                raise Invalid(f"{name}:{number} is longer than {max_line:,} bytes", "Is this file what its name says?")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{name}:{number}", offset + error.start) from None
+            offset += len(line)
+
+
+def _not_utf8(where: str, byte: int) -> Invalid:
+    return Invalid(
+        f"{where} is not UTF-8 text (byte {byte:,} of the file)",
+        "Save it as UTF-8 (in a spreadsheet: `CSV UTF-8`), or convert it: `iconv -f WINDOWS-1252 -t UTF-8`.",
+    )
+
+
+def _object(line: str, where: str) -> Values:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        cut = " It ends in the middle of a value; is the file complete?" if error.pos >= len(line.rstrip()) else ""
+        raise Invalid(f"{where} is not valid JSON: {error.msg} (column {error.colno})", f"Write one JSON object per line.{cut}") from None
+    except (RecursionError, ValueError) as error:
+        raise Invalid(f"{where} is not JSON that can be read: {error}") from None
+    if not isinstance(row, dict):
+        raise Invalid(f"{where} is not a JSON object", 'Write one row per line: {"column": "value"}.')
+    return row
+
+
+def _peeked(rows: Iterator[Values]) -> Table:
+    first = list(itertools.islice(rows, PEEK))
+    columns = dict.fromkeys(key for row in first for key in row)
+    return Table(tuple(columns), itertools.chain(first, rows))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

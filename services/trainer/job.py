@@ -1,0 +1,135 @@
+"""A training job: the folder that the service and its child share, and nothing else.
+
+    <work>/<run>/<variant>/
+        job.json          `Job`: everything the child needs
+        progress.jsonl    one `Step` per optimizer step, appended by the child
+        error.json        why the input is wrong, written by the child that exits with EXIT_INVALID
+        train.log         the child's output
+        checkpoints/      unfinished work; a checkpoint counts only with its seal (`train.py`)
+        adapter/          the result, renamed into place when complete
+
+Does not start processes (`launcher.py`), train (`train.py`) or decide about failures (`handlers.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from understudy.models import Base
+from understudy.recipe import Training
+
+EXIT_INVALID, EXIT_MEMORY, EXIT_DISK = 2, 3, 4
+"""How the child ends when the input is wrong (see error.json), memory ran out, or the disk is full."""
+
+Stages = tuple[dict[str, float], ...]
+"""{dataset: weight} of each stage, in order."""
+
+
+class Data(BaseModel):
+    """One dataset of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    """Local folder of the dataset artifact."""
+    sha256: str
+    """Digest of that artifact."""
+
+
+class Job(BaseModel):
+    """What to train, on what, from what."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    variant: str
+    base: Base
+    datasets: dict[str, Data]
+    """All datasets that `stages` and `budget_stages` name."""
+    stages: Stages
+    budget_stages: Stages
+    """Stages of the variant whose data defines the token budget: the recipe's first, or this one."""
+    training: Training
+    seed: int
+    threads: int
+    micro_batch: int
+    """Examples per forward pass; divides `training.batch_size`."""
+
+    def smaller(self) -> Job | None:
+        """The same job with at most half the micro-batch and the same effective batch; None when it is 1 already."""
+        if self.micro_batch == 1:
+            return None
+        size = next(n for n in range(self.micro_batch // 2, 0, -1) if self.training.batch_size % n == 0)
+        return self.model_copy(update={"micro_batch": size})
+
+
+class Step(BaseModel):
+    """One line of progress.jsonl."""
+
+    step: int
+    total: int
+    loss: float
+    tokens_per_second: float
+    """Real tokens of prompt and answer, without padding, since this process began to train."""
+    eta_seconds: float
+
+
+class JobFolder:
+    """The paths of a job, and the writing of job.json."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path / "job.json"
+        self.progress = path / "progress.jsonl"
+        self.error = path / "error.json"
+        self.log = path / "train.log"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+
+    def prepare(self, job: Job) -> Job:
+        """Write job.json, or take up the unfinished work that is there; returns the job as it stands.
+
+        Work on another job (other data, another recipe, other settings) is thrown away. A micro-batch that was halved stays so.
+        """
+        if found := self._read():
+            if found.model_copy(update={"micro_batch": job.micro_batch}) == job:
+                return found
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write(job)
+        return job
+
+    def write(self, job: Job) -> None:
+        """Replace job.json in one step."""
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+        partial.rename(self.file)
+
+    def restart(self, job: Job) -> None:
+        """Begin again as `job`: what was computed with another micro-batch would make the result depend on when memory ran out."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.write(job)
+
+    def clear(self) -> None:
+        """Drop what a stored adapter has made superfluous; the log and the progress stay."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        shutil.rmtree(self.adapter, ignore_errors=True)
+
+    def steps(self, offset: int) -> tuple[list[Step], int]:
+        """Whole lines of progress.jsonl from byte `offset`, and the offset behind them."""
+        try:
+            with self.progress.open("rb") as file:
+                file.seek(offset)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return [], offset
+        return [Step.model_validate_json(line) for line in whole.splitlines()], offset + len(whole) + len(newline)
+
+    def _read(self) -> Job | None:
+        try:
+            return Job.model_validate_json(self.file.read_bytes())
+        except (FileNotFoundError, ValueError):  # a job.json of another version is other work
+            return None

@@ -1,0 +1,40 @@
+"""`understudy doctor`: what this machine can and cannot do, and how to fix it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from understudy.cli.checks import everything
+from understudy.cli.run import DataOption
+from understudy.cli.session import data_folder
+from understudy.settings import Settings
+
+STYLE = {"ok": "green", "warn": "yellow", "fail": "red bold"}
+
+
+def doctor(
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: a list of {name, status, detail, remedy}")] = False,
+) -> None:
+    """Check this machine; exit code 1 when the embedded demo cannot run here.
+
+    \b
+    understudy doctor
+    understudy doctor --json | jq '.[] | select(.status != "ok")'
+    """
+    checks = list(everything(data_folder(data), Settings().models))
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        out = Console()
+        for check in checks:
+            out.print(Text(f"{check.status:4} ", style=STYLE[check.status]) + Text(f"{check.name}: {check.detail}"), soft_wrap=True)
+            if check.remedy:
+                out.print(Text(f"     {check.remedy}", style="dim"), soft_wrap=True)
+    raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)

@@ -1,0 +1,63 @@
+"""From the `base` of a recipe to a folder or hub id, and to its chat template.
+
+Every station asks here, so trainer, engine and evaluator render a chat alike: a base without a template of its own
+gets the pinned plain one. Loads no weights and no tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.errors import Invalid
+
+PLAIN_TEMPLATE = Path(__file__).with_name("plain.jinja")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that can be loaded."""
+
+    name: str
+    """As users ask for it on the endpoint."""
+    path: str
+    """Folder, or hub id."""
+    revision: str | None
+    """Of a hub id."""
+    template: Path | None
+    """Chat template to impose; None when the base brings its own."""
+
+
+def resolve(base: str, models: Path) -> Base:
+    """Find `base`: a folder, a name under `models`, or a hub id `owner/name@revision`.
+
+    Raises `Invalid` when it is none of these, or is a folder without a model.
+    """
+    for folder in (models / base, Path(base)):
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise Invalid(
+                    f"Base model `{base}`: {folder} has no config.json", "Give a folder in Hugging Face format."
+                )
+            return Base(name=folder.name, path=str(folder.resolve()), revision=None, template=_template(folder))
+    name, _, revision = base.partition("@")
+    if base.startswith(("/", ".")) or name.count("/") != 1:
+        known = sorted(path.parent.name for path in models.glob("*/config.json"))
+        raise Invalid(
+            f"There is no base model `{base}`",
+            f"Give a folder, a hub id `owner/name@revision`, or one of those bundled in {models}: {', '.join(known) or 'none'}.",
+        )
+    if not revision:
+        raise Invalid(
+            f"Base model `{base}` carries no revision", f"Pin it: `{name}@<commit>`, so that the run can be repeated."
+        )
+    return Base(name=name, path=name, revision=revision, template=None)
+
+
+def _template(folder: Path) -> Path | None:
+    if (folder / "chat_template.jinja").is_file():
+        return None
+    config = folder / "tokenizer_config.json"
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
+        return None
+    return PLAIN_TEMPLATE

@@ -1,0 +1,251 @@
+"""The recipe: the one YAML file a user writes, validated, with errors that say where and what to do.
+
+Every key but `name`-less defaults works: a recipe needs only `datasets` with a source. Does not read the data it
+names (datagen does), resolve the base model (`models.py`) or upload files (`cli.py`)."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from understudy.errors import Invalid
+
+BASE = "base"
+"""Name of the variant that is the untouched base model; it rides the belt like the others."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+Metric = Literal["accuracy", "precision", "recall", "f1", "perplexity", "bleu", "rougeL"]
+MAX_RECIPE_BYTES = 256 * 1024
+
+
+class Section(BaseModel):
+    """Base of all recipe parts: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(Section):
+    """Which columns of the table hold what. Only those a task needs are read."""
+
+    text: str = "text"
+    label: str = "label"
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+
+
+class Generator(Section):
+    """Who writes the instructions of a `classify` dataset."""
+
+    kind: Literal["template", "llm"] = "template"
+    model: str | None = None
+    """Model name at the endpoint; needed when `kind: llm`."""
+    base_url: str | None = None
+    """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else api.openai.com. The key comes from OPENAI_API_KEY."""
+    budget_usd: float | None = Field(default=None, gt=0)
+    """Stop before the estimated cost passes this."""
+    usd_per_million_tokens: tuple[float, float] = (0.15, 0.60)
+    """Price of (prompt, completion) tokens that the budget is kept with."""
+    concurrency: int = Field(default=16, ge=1, le=512)
+
+    @model_validator(mode="after")
+    def _needs_model(self) -> Generator:
+        if self.kind == "llm" and not self.model:
+            raise ValueError("`kind: llm` needs a `model`, e.g. `model: gpt-4o-mini`")
+        return self
+
+
+class Rows(Section):
+    """How many rows go to each split; taken by a seeded shuffle, disjoint, balanced by label for `classify`."""
+
+    train: int = Field(default=8000, ge=0, le=10_000_000)
+    validation: int = Field(default=200, ge=0, le=1_000_000)
+    test: int = Field(default=500, ge=0, le=1_000_000)
+
+
+class Dataset(Section):
+    """A source table and how it becomes instruction examples."""
+
+    source: str
+    """`hf:NAME[@revision]`, a CSV/JSONL/JSON/Parquet path, or an uploaded `file-...` id."""
+    task: Literal["classify", "passthrough"] = "classify"
+    columns: Columns = Columns()
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Value in the label column -> class name, e.g. {0: negative, 1: positive}. Empty: values are the names."""
+    generator: Generator = Generator()
+    rows: Rows = Rows()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_keys_are_text(cls, value: Any) -> Any:
+        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+
+
+class Variant(Section):
+    """What one adapter is trained on."""
+
+    train: str | dict[str, float] | tuple[str | dict[str, float], ...]
+    """A dataset; a mix {dataset: weight}; or a list of these trained one after another into ONE adapter."""
+
+    def stages(self) -> tuple[dict[str, float], ...]:
+        """The stages in order, each {dataset: weight}."""
+        parts = self.train if isinstance(self.train, tuple) else (self.train,)
+        return tuple({part: 1.0} if isinstance(part, str) else part for part in parts)
+
+
+class Lora(Section):
+    """Shape of the adapter."""
+
+    r: Literal[1, 8, 16, 32, 64, 128, 256] = 8
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class Training(Section):
+    """Settings of every variant's training."""
+
+    lora: Lora = Lora()
+    quantize: Literal["none", "nf4"] = "none"
+    epochs: float = Field(default=1, gt=0, le=100)
+    """Passes over the first variant's data. The other variants get the same number of tokens unless `budget: epochs`."""
+    budget: Literal["tokens", "epochs"] = "tokens"
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    """Examples per optimizer step."""
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_length: int = Field(default=512, ge=16, le=131_072)
+    """Tokens of prompt and answer together; longer examples are left out and counted, never cut."""
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Optimizer steps between checkpoints."""
+
+
+class Panel(Section):
+    """One set of questions every variant answers, and the metrics on the answers."""
+
+    dataset: str | None = None
+    """A dataset of this recipe; its test split is asked."""
+    prompts: str | None = None
+    """Or a JSONL of {prompt, reference?} (path or file id)."""
+    metrics: tuple[Metric, ...]
+    max_tokens: int = Field(default=64, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Panel:
+        if (self.dataset is None) == (self.prompts is None):
+            raise ValueError("give exactly one of `dataset` and `prompts`")
+        return self
+
+
+class Evaluation(Section):
+    """How base and variants are compared."""
+
+    panels: dict[Name, Panel] = Field(default_factory=dict)
+    bootstrap: int = Field(default=1000, ge=100, le=100_000)
+    """Resamples behind every interval."""
+
+
+class Recipe(Section):
+    """One run: data, variants, training, evaluation."""
+
+    name: Name = "run"
+    base: str = "seedling"
+    """A folder, a name under the models folder, or a hub id with `@revision`."""
+    seed: int = 17
+    datasets: dict[Name, Dataset] = Field(min_length=1)
+    variants: dict[Name, Variant] = Field(default_factory=dict)
+    """Empty: one variant per dataset that has training rows."""
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        if BASE in self.variants:
+            raise ValueError(f"variants: `{BASE}` is the name of the untouched base model; choose another")
+        used = [(f"variants.{name}", data) for name, v in self.variants.items() for s in v.stages() for data in s]
+        used += [(f"evaluation.panels.{n}", p.dataset) for n, p in self.evaluation.panels.items() if p.dataset]
+        for where, data in used:
+            if data not in self.datasets:
+                raise ValueError(f"{where}: no dataset called `{data}`{_nearest(data, list(self.datasets))}")
+        for name, panel in self.evaluation.panels.items():
+            classes = {"accuracy", "precision", "recall", "f1"} & set(panel.metrics)
+            if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
+                raise ValueError(f"evaluation.panels.{name}: {', '.join(sorted(classes))} need a `classify` dataset")
+        return self
+
+    def trained(self) -> dict[str, Variant]:
+        """Variants to train, in recipe order; filled in when the recipe names none."""
+        return self.variants or {n: Variant(train=n) for n, d in self.datasets.items() if d.rows.train}
+
+    def all_variants(self) -> tuple[str, ...]:
+        """Names of all variants, the base first."""
+        return (BASE, *self.trained())
+
+    def run_id(self, attempt: str = "") -> str:
+        """Same recipe (with its uploaded files), same id: the command that made a run finds it again.
+
+        `attempt` sets apart a run that shall start afresh.
+        """
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True) + attempt
+        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
+
+
+def prompts_dataset(panel: str) -> str:
+    """Name under which datagen publishes the prompts file of `panel` among the run's datasets."""
+    return f"panel:{panel}"
+
+
+def load(path: Path) -> Recipe:
+    """Read and validate a recipe file; raises `Invalid` naming the file, the key and the remedy."""
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise Invalid(
+                f"{path} is larger than a recipe can be ({MAX_RECIPE_BYTES} bytes)", "Name data files in it instead."
+            )
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise Invalid(f"There is no recipe file at {path}", "See recipes/ for examples.") from None
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from None
+    except yaml.YAMLError as error:
+        raise Invalid(f"{path} is not valid YAML: {' '.join(str(error).split())}", "Fix that line.") from None
+    return parse(document, str(path))
+
+
+def parse(document: object, where: str) -> Recipe:
+    """Validate a recipe given as plain data; `where` names it in errors."""
+    if not isinstance(document, dict):
+        raise Invalid(f"{where} is not a recipe: expected keys such as `datasets:` at the top level")
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise Invalid(
+            f"{where}: {'; '.join(_explain(e) for e in error.errors()[:3])}", "See docs/recipes.md for every key."
+        ) from None
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "the recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{place}`{_nearest(str(error['loc'][-1]), _known_keys())}"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if place == "the recipe" else f"`{place}`: {message}"
+
+
+def _known_keys() -> list[str]:
+    sections = (Recipe, Dataset, Columns, Generator, Rows, Variant, Lora, Training, Panel, Evaluation)
+    return sorted({key for section in sections for key in section.model_fields})
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean `{close[0]}`?)" if close else f" (known: {', '.join(known)})"

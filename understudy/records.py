@@ -1,0 +1,146 @@
+"""Row types of the JSONL files inside artifacts, and how to read and write them.
+
+Does not know where files live (`artifacts.py`) or what is in a message (`contracts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from understudy.errors import Invalid
+
+SPLITS = ("train", "validation", "test")
+"""Every dataset artifact holds `<split>.jsonl` of `Example` for each of these, `rejected.jsonl` and `card.json`."""
+
+
+class Record(BaseModel):
+    """Base of all rows: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Turn(Record):
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Provenance(Record):
+    """Where an example came from."""
+
+    source: str
+    """The source as the recipe names it."""
+    row: int
+    """Zero-based row in the source."""
+    generator: str
+    """What wrote the instruction: `template:3`, `llm:gpt-4o-mini`, `passthrough`."""
+
+
+class Example(Record):
+    """One instruction with its reference answer."""
+
+    id: str
+    """Unique in its dataset and stable across runs."""
+    prompt: tuple[Turn, ...]
+    """The chat up to the answer; never empty, ends with a user turn."""
+    completion: str
+    """The reference answer; may be empty only in a prompts-only panel."""
+    label: str | None = None
+    """The class name where the task is `classify`; then `completion` is this label."""
+    provenance: Provenance
+
+
+class Rejected(Record):
+    """A source row that did not become an example, and why."""
+
+    row: int
+    reason: str
+    content: str
+    """The row as text, at most 2,000 characters."""
+
+
+class DatasetCard(Record):
+    """`card.json` of a dataset artifact."""
+
+    name: str
+    source: str
+    task: Literal["classify", "respond", "passthrough", "prompts"]
+    labels: tuple[str, ...] = ()
+    """Class names in a fixed order (sorted); empty unless `classify`."""
+    rows: dict[str, int]
+    """Examples per split."""
+    rejected: int
+    seed: int
+
+
+class Prediction(Record):
+    """What one model answered to one example, and how likely it found the reference."""
+
+    id: str
+    """The example's id."""
+    text: str
+    """The generated answer, verbatim."""
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    reference_logprob: float | None = None
+    """Sum of natural-log probabilities of the reference answer's tokens; None when not asked for or no reference."""
+    reference_tokens: int | None = None
+    label: str | None = None
+    """The class read from `text`; None when no class could be read (a parse failure, counted as wrong)."""
+
+
+class Score(Record):
+    """One metric of one variant on one panel, with a bootstrap interval."""
+
+    panel: str
+    metric: str
+    """Short name as in the recipe, e.g. `f1`."""
+    signature: str
+    """Exactly what was computed, e.g. `f1|average:macro|labels:2|parse:first-label-word`."""
+    n: int
+    """Rows scored."""
+    value: float
+    low: float
+    high: float
+    """95 % percentile bootstrap interval."""
+    higher_is_better: bool
+
+
+class Scores(Record):
+    """`scores.json` of a scores artifact; per-row values are in `rows.npz`-free JSONL beside it."""
+
+    run: str
+    variant: str
+    model: str
+    scores: tuple[Score, ...]
+    parse_failures: dict[str, int] = Field(default_factory=dict)
+    """Panel -> rows whose class could not be read."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+def write_jsonl(path: Path, rows: Iterable[Record]) -> int:
+    """Write `rows` as UTF-8 JSON lines; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(row.model_dump_json(exclude_none=True) + "\n")
+            count += 1
+    return count
+
+
+def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
+    """Read rows of `kind`; raises `Invalid` with file and line at the first bad one."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield kind.model_validate_json(line)
+            except ValidationError as error:
+                raise Invalid(f"{path}:{number} is not a valid {kind.__name__}: {error.errors()[0]['msg']}") from error

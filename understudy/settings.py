@@ -1,0 +1,51 @@
+"""Settings every service shares, read from `UNDERSTUDY_*` environment variables. Each service adds its own in its
+settings.py.
+
+Holds no logic beyond defaults; secrets (OPENAI_API_KEY) are read where they are used and never stored here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """What a service needs to find the others."""
+
+    model_config = SettingsConfigDict(env_prefix="UNDERSTUDY_", extra="ignore", frozen=True)
+
+    data: Path = Path(".understudy")
+    """This process's folder: bus, artifacts (embedded), cache, work, logs."""
+    bus: str = ""
+    """Empty: the embedded bus in `data`. Otherwise Kafka bootstrap servers."""
+    artifacts: str = ""
+    """fsspec URL of the artifact store, `file:///...` or `s3://...`. Empty: `data/artifacts`."""
+    models: Path = PROJECT / "models"
+    """Folder of bundled base models, each a folder by its name."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of this service's HTTP API."""
+    member: str = "0"
+    """Name of this replica; a restarted replica of the same name takes its work back at once."""
+    gateway: str = "http://127.0.0.1:8000"
+    """The one endpoint, as other services reach it."""
+    log_level: str = "INFO"
+
+    def artifact_url(self) -> str:
+        """Where the artifact store is."""
+        return self.artifacts or (self.data / "artifacts").resolve().as_uri()
+
+    def cache(self) -> Path:
+        """Local copies of artifacts."""
+        return self.data.resolve() / "cache"
+
+    def work(self, station: str) -> Path:
+        """Folder for unfinished work (checkpoints, partial rows), which survives a crash."""
+        path = self.data.resolve() / "work" / station
+        path.mkdir(parents=True, exist_ok=True)
+        return path
