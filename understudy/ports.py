@@ -12,7 +12,9 @@ LISTEN = "0A"
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server can listen on `port` now."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: connections in TIME_WAIT are no obstacle
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as servers do: connections in TIME_WAIT are no obstacle
         try:
             probe.bind((host, port))
             probe.listen()
@@ -32,7 +34,9 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 def holder(port: int) -> str | None:
     """Who listens on `port`, as `name (process 123)`; None when nobody does or the system does not tell us."""
-    sockets = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listeners(Path("/proc/net") / table, port)}
+    sockets = {
+        f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listeners(Path("/proc/net") / table, port)
+    }
     for process in Path("/proc").glob("[0-9]*") if sockets else ():
         with contextlib.suppress(OSError):  # gone meanwhile, or not ours to look into
             if any(str(fd.readlink()) in sockets for fd in (process / "fd").iterdir()):

@@ -89,13 +89,17 @@ class Stack:
             self._env = {name: env | {"UNDERSTUDY_PORT": str(port)} for name, port in ports.items()}
             for name, command in self.commands.items():
                 rotate(self._log(name))
-                self._services[name] = _Service(name, command, ports[name], self._spawn(name, command), time.monotonic())
+                self._services[name] = _Service(
+                    name, command, ports[name], self._spawn(name, command), time.monotonic()
+                )
             self._thread.start()
         except BaseException:
             self.stop()
             raise
 
-    def wait_ready(self, on_change: Callable[[dict[str, str | None]], None] = lambda waiting: None, timeout: float = 600) -> None:
+    def wait_ready(
+        self, on_change: Callable[[dict[str, str | None]], None] = lambda waiting: None, timeout: float = 600
+    ) -> None:
         """Return when every service is ready; meanwhile tell what each waits for (None: ready). Raises `Fatal`."""
         waiting: dict[str, str | None] = dict.fromkeys(self._services, "starting")
         deadline = time.monotonic() + timeout
@@ -153,7 +157,9 @@ class Stack:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _take_port(self) -> None:
@@ -163,7 +169,10 @@ class Stack:
         while not is_free(self.port):
             if time.monotonic() > deadline:
                 who = holder(self.port)
-                raise Fatal(f"Port {self.port} is in use{f' by {who}' if who else ''}", "Stop that, or choose another with --port.")
+                raise Fatal(
+                    f"Port {self.port} is in use{f' by {who}' if who else ''}",
+                    "Stop that, or choose another with --port.",
+                )
             time.sleep(0.1)
 
     def _environment(self, ports: Mapping[str, int]) -> dict[str, str]:
@@ -177,7 +186,11 @@ class Stack:
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
             "PYTHONUNBUFFERED": "1",
         }
-        env |= {f"UNDERSTUDY_{name.upper()}_URL": f"http://127.0.0.1:{port}" for name, port in ports.items() if name != GATEWAY}
+        env |= {
+            f"UNDERSTUDY_{name.upper()}_URL": f"http://127.0.0.1:{port}"
+            for name, port in ports.items()
+            if name != GATEWAY
+        }
         return env | ({"UNDERSTUDY_BASE": self.base} if self.base else {})
 
     def _spawn(self, name: str, command: Sequence[str]) -> Child:
@@ -203,7 +216,11 @@ class Stack:
         now = time.monotonic()
         if service.restart_at is not None:
             if now >= service.restart_at:
-                service.child, service.started, service.restart_at = self._spawn(service.name, service.command), now, None
+                service.child, service.started, service.restart_at = (
+                    self._spawn(service.name, service.command),
+                    now,
+                    None,
+                )
             return
         code = service.child.poll()
         if code is None:

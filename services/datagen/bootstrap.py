@@ -6,6 +6,7 @@ from services.datagen.api import router
 from services.datagen.build import Builder
 from services.datagen.files import Files
 from services.datagen.handlers import Datagen
+from services.datagen.pools import Pools
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Sources
 from understudy.host import Kernel, Service
@@ -14,15 +15,10 @@ from understudy.host import Kernel, Service
 def build(settings: DatagenSettings, kernel: Kernel) -> Service:
     """The service on the kernel's bus, store and ledger."""
     sources = Sources(kernel.store, max_bytes=settings.max_source_bytes, max_line=settings.max_field_bytes)
-    builder = Builder(
-        sources,
-        work=settings.work("datagen"),
-        max_text_chars=settings.max_text_chars,
-        max_labels=settings.max_labels,
-        llm_tries=settings.llm_tries,
-    )
+    pools = Pools(sources, max_text_chars=settings.max_text_chars, max_labels=settings.max_labels)
+    builder = Builder(settings.work("datagen"), llm_tries=settings.llm_tries)
     files = Files(kernel.store, max_bytes=settings.max_upload_bytes)
     return Service(
-        handlers=Datagen(kernel.store, builder).handlers(),
-        router=router(files, builder, kernel.bus, kernel.ledger, settings.models),
+        handlers=Datagen(kernel.store, pools, builder).handlers(),
+        router=router(files, pools, kernel.bus, kernel.ledger, settings.models),
     )

@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +25,19 @@ from services.datagen.budget import Budget
 from services.datagen.filters import Candidate
 from services.datagen.templates import chance
 from understudy import recipe
+from understudy.contracts import Progress
 from understudy.errors import Invalid, Transient
 from understudy.records import Record, Turn
 
 if TYPE_CHECKING:
     from understudy.chat import ChatClient, Completion
 
-SYNC_EVERY = 1.0
-"""Seconds between flushes of the work file to the disk itself: only a power cut can lose more than rows under way."""
 MAX_REFUSED = 5
 """Refusals without a success between them that tell a wrong key or model from a row the endpoint dislikes."""
+PULSE = 0.5
+"""Seconds between two words of progress, and between two flushes of the work file to the disk itself."""
 STOPPED = "budget"
+"""Id of the line that says that the budget ended here, so that a resumed job ends at the same row."""
 
 
 class Written(Record):
@@ -49,15 +51,8 @@ class Written(Record):
     """What its requests cost, by the recipe's prices."""
 
 
-@dataclass(frozen=True)
-class Pulse:
-    """How far the writing is."""
-
-    done: int
-    total: int
-    rows_per_second: float
-    usd: float
-    eta_seconds: float
+Report = Callable[[int, int, dict[str, float]], Progress]
+"""(rows done, rows in all, figures) -> what to tell."""
 
 
 @dataclass
@@ -70,35 +65,33 @@ class Writer:
     work: Path
     """The work file."""
     tries: int = 3
-    pulse: float = 0.5
-    """Seconds between two `Pulse`s."""
     _written: dict[str, Written] = field(default_factory=dict)
 
-    def write(self, rows: Sequence[tuple[str, Candidate]]) -> Generator[Pulse, None, dict[str, Written]]:
-        """One `Written` per (example id, candidate); takes up where an earlier process stopped.
+    def write(self, rows: Sequence[tuple[str, Candidate]], report: Report) -> Generator[Progress, None, list[Written]]:
+        """One `Written` per (example id, candidate), in this order; takes up where an earlier process stopped.
 
         Raises `Transient` when the endpoint does not answer any more, `Invalid` when it refuses everything.
         """
         with _log(self.work) as (log, before):
             self._written = {line.id: line for line in before}
             if STOPPED not in self._written:
-                yield from self._ask_all([row for row in rows if row[0] not in self._written], len(rows), log)
-        stopped = f"the budget of ${self.generator.budget_usd or 0:.2f} is spent"
-        return {example: self._written.get(example) or Written(id=example, reason=stopped) for example, _ in rows}
+                yield from self._ask_all(rows, report, log)
+        stopped = f"the budget of ${self.generator.budget_usd or 0:g} is spent"
+        return [self._written.get(example) or Written(id=example, reason=stopped) for example, _ in rows]
 
-    def _ask_all(self, rows: Sequence[tuple[str, Candidate]], total: int, log: int) -> Iterator[Pulse]:
-        if not rows:
-            return
-        started, spent = time.monotonic(), sum(line.usd for line in self._written.values())
-        budget = Budget(self.generator.budget_usd, spent)
+    def _ask_all(self, rows: Sequence[tuple[str, Candidate]], report: Report, log: int) -> Iterator[Progress]:
+        left = deque(row for row in rows if row[0] not in self._written)
+        started, before = time.monotonic(), len(self._written)
+        budget = Budget(self.generator.budget_usd, sum(line.usd for line in self._written.values()))
         with asyncio.Runner() as runner:  # its end cancels what is under way
-            job = runner.get_loop().create_task(self._run(deque(rows), budget, log))
+            job = runner.get_loop().create_task(self._run(left, budget, log))
             while not job.done():
-                runner.run(_wait(job, self.pulse))
+                runner.run(_wait(job))
                 os.fsync(log)
                 done = len(self._written) - (STOPPED in self._written)
-                rate = (done - (total - len(rows))) / (time.monotonic() - started)
-                yield Pulse(done, total, rate, budget.spent, (total - done) / rate if rate else 0.0)
+                rate = (done - before) / (time.monotonic() - started)
+                eta = (len(rows) - done) / rate if rate else 0.0
+                yield report(done, len(rows), {"rows_per_second": rate, "cost_usd": budget.spent, "eta_seconds": eta})
             job.result()
 
     async def _run(self, queue: deque[tuple[str, Candidate]], budget: Budget, log: int) -> None:
@@ -115,7 +108,7 @@ class Writer:
                 except Transient:
                     queue.append((example, candidate))
                     silent += 1
-                    if silent > self.generator.concurrency:
+                    if silent >= 2 * width:  # nobody was answered for two rounds
                         raise
                     continue
                 except Invalid as error:
@@ -130,10 +123,14 @@ class Writer:
                     line = Written(id=STOPPED, usd=line.usd)
                 self._keep(line, log)
 
-        async with ChatClient(self.generator.base_url, concurrency=self.generator.concurrency) as chat:
-            async with _first_error() as group:
-                for _ in range(min(self.generator.concurrency, len(queue))):
-                    group.create_task(worker(chat))
+        width = min(self.generator.concurrency, len(queue))
+        async with ChatClient(self.generator.base_url, concurrency=width) as chat:
+            workers = [asyncio.create_task(worker(chat)) for _ in range(width)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for task in workers:
+                    task.cancel()
 
     async def _row(self, chat: ChatClient, example: str, candidate: Candidate, budget: Budget) -> Written:
         """Ask until the answer is usable, the tries are used up or the budget is spent."""
@@ -161,9 +158,8 @@ class Writer:
         return Written(id=example, reason=f"no usable instruction after {self.tries} tries: {reason}", usd=usd)
 
     def _keep(self, line: Written, log: int) -> None:
-        before = self._written.get(line.id)
         os.write(log, line.model_dump_json(exclude_none=True).encode() + b"\n")
-        self._written[line.id] = line if before is None else line.model_copy(update={"usd": before.usd + line.usd})
+        self._written[line.id] = line
 
     def _price(self, prompt: int, completion: int) -> float:
         per_prompt, per_completion = self.generator.usd_per_million_tokens
@@ -177,3 +173,28 @@ class Writer:
 def _tokens_at_most(messages: Sequence[Turn]) -> int:
     """No tokenizer makes more tokens than bytes; 16 for what a chat template adds to each turn."""
     return sum(len(turn.content.encode()) + 16 for turn in messages)
+
+
+async def _wait(job: asyncio.Task[None]) -> None:
+    await asyncio.wait({job}, timeout=PULSE)
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[tuple[int, list[Written]]]:
+    """The work file, open for appending, and its lines; a last line cut short by a crash is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        content = path.read_bytes()
+        whole, lines = 0, []
+        for line in content.splitlines(keepends=True):
+            try:
+                lines.append(Written.model_validate_json(line))
+            except ValidationError:
+                break
+            whole += len(line)
+        os.ftruncate(file, whole)
+        yield file, lines
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,7 +1,7 @@
 """The command line: `understudy run | up | watch | report | runs | chat | doctor`.
 
-This module ties the commands together and decides how problems look: an expected one is a paragraph on stderr and exit code 1, wrong usage is
-exit code 2, everything else is a bug and shows its trace. Does no work itself.
+This module ties the commands together and decides how problems look: an expected one is a paragraph on stderr and exit
+code 1, wrong usage is exit code 2, everything else is a bug and shows its trace. Does no work itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ for command in (run.run, up.up, look.watch, look.report, look.runs, chat.chat, d
     app.command(no_args_is_help=command in (run.run, look.watch, look.report, chat.chat))(command)
 
 
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def understudy(
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error; anywhere on the line")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version", is_eager=True, callback=lambda value: _version(value))] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Train an understudy of a language model on your own table, serve both, and see what was gained and lost.
 
@@ -42,16 +50,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name="understudy")
     except (UnderstudyError, OSError) as error:
-        expected = error if isinstance(error, UnderstudyError) else disk_full(error, error.filename or "the data folder")
+        expected = (
+            error if isinstance(error, UnderstudyError) else disk_full(error, error.filename or "the data folder")
+        )
         if debug or expected is None:
             traceback.print_exc()
         print(f"understudy: {expected or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(__version__)
-        raise typer.Exit

@@ -39,7 +39,10 @@ def chat(
     with interruptible(), session(server, data_folder(data), err) as at, Gateway(at.url) as gateway:
         known = gateway.models()
         if model not in known:
-            raise Invalid(f"There is no model `{model}` at {at.url}", f"It serves: {', '.join(known) or 'none yet; a run brings its own'}.")
+            raise Invalid(
+                f"There is no model `{model}` at {at.url}",
+                f"It serves: {', '.join(known) or 'none yet; a run brings its own'}.",
+            )
 
         def answer(messages: list[Turn]) -> str:
             text = ""
@@ -54,7 +57,9 @@ def chat(
             return
         question = sys.stdin.read(MAX_INPUT + 1).strip()
         if not question or len(question) > MAX_INPUT:
-            raise Invalid("Standard input is empty" if not question else f"Standard input is longer than {MAX_INPUT} characters")
+            raise Invalid(
+                "Standard input is empty" if not question else f"Standard input is longer than {MAX_INPUT} characters"
+            )
         answer([*opening, {"role": "user", "content": question}])
 
 

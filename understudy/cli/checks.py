@@ -1,5 +1,6 @@
-"""What `understudy doctor` looks at: one small function per question, each an answer with its remedy. Imports nothing heavy and starts nothing
-but `nvidia-smi`.
+"""What `understudy doctor` looks at: one small function per question, each an answer with its remedy.
+
+Imports nothing heavy and starts nothing but `nvidia-smi`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ def everything(data: Path, models: Path, port: int = 8000) -> Iterator[Check]:
 def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
     right = sys.version_info >= (3, 11) and sys.platform == "linux"
-    return Check("Python", "ok" if right else "fail", f"{version} on {sys.platform}", "" if right else "Use Python 3.11 or newer on Linux.")
+    return Check(
+        "Python",
+        "ok" if right else "fail",
+        f"{version} on {sys.platform}",
+        "" if right else "Use Python 3.11 or newer on Linux.",
+    )
 
 
 def _packages() -> Iterator[Check]:
@@ -61,7 +67,9 @@ def _packages() -> Iterator[Check]:
     try:
         wanted = metadata.requires("understudy") or []
     except metadata.PackageNotFoundError:
-        yield Check("packages", "warn", "understudy itself is not installed, so its needs are unknown", "pip install -e .")
+        yield Check(
+            "packages", "warn", "understudy itself is not installed, so its needs are unknown", "pip install -e ."
+        )
         return
     extras: dict[str, list[str]] = {"kernel": []}
     for line in wanted:
@@ -77,7 +85,9 @@ def _packages() -> Iterator[Check]:
         found = ", ".join(f"{name} {version}" for name in names if (version := _version(name)))
         if missing:
             remedy = f"pip install 'understudy[{extra_name}]'" if extra_name != "kernel" else "pip install understudy"
-            yield Check(f"packages: {extra_name}", "fail" if needed else "warn", f"missing: {', '.join(missing)}", remedy)
+            yield Check(
+                f"packages: {extra_name}", "fail" if needed else "warn", f"missing: {', '.join(missing)}", remedy
+            )
         else:
             yield Check(f"packages: {extra_name}", "ok", found)
 
@@ -96,7 +106,9 @@ def _engine() -> Check:
     found = [f"{name} {version}" for name in ENGINES if (version := _version(name))]
     if found and importlib.util.find_spec("vllm"):
         return Check("engine", "ok", ", ".join(found))
-    return Check("engine", "fail", "vLLM is not installed", "`make install` (CPU), or pip install 'understudy[engine-gpu]'")
+    return Check(
+        "engine", "fail", "vLLM is not installed", "`make install` (CPU), or pip install 'understudy[engine-gpu]'"
+    )
 
 
 def _gpu() -> Check:
@@ -110,19 +122,36 @@ def _gpu() -> Check:
     except (OSError, subprocess.SubprocessError) as error:
         return Check("GPU", "warn", f"nvidia-smi does not work: {error}", "Check the driver.")
     if gpus and not _cuda_build("torch"):
-        return Check("GPU", "warn", f"{gpus}, but torch is built for CPUs", "pip install a CUDA build of torch and 'understudy[engine-gpu]'")
+        return Check(
+            "GPU",
+            "warn",
+            f"{gpus}, but torch is built for CPUs",
+            "Install a CUDA build of torch and understudy[engine-gpu].",
+        )
     return Check("GPU", "ok", gpus or "none")
 
 
 def _machine(data: Path) -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0))
-    yield Check("cores", "ok" if cores >= 2 else "warn", str(cores), "" if cores >= 2 else "It works, slowly: two or more are better.")
+    yield Check(
+        "cores",
+        "ok" if cores >= 2 else "warn",
+        str(cores),
+        "" if cores >= 2 else "It works, slowly: two or more are better.",
+    )
     free = _available_memory() / GIB
     status: Literal["ok", "warn", "fail"] = "ok" if free >= 6 else "warn" if free >= 4 else "fail"
-    yield Check("memory", status, f"{free:.1f} GiB free", "" if status == "ok" else "The demo wants 6 GiB: close something.")
+    yield Check(
+        "memory", status, f"{free:.1f} GiB free", "" if status == "ok" else "The demo wants 6 GiB: close something."
+    )
     disk = shutil.disk_usage(_existing(data)).free / GIB
     status = "ok" if disk >= 5 else "warn" if disk >= 1 else "fail"
-    yield Check("disk", status, f"{disk:.1f} GiB free under {data}", "" if status == "ok" else "Free some space, or choose another --data.")
+    yield Check(
+        "disk",
+        status,
+        f"{disk:.1f} GiB free under {data}",
+        "" if status == "ok" else "Free some space, or choose another --data.",
+    )
 
 
 def _available_memory() -> int:
@@ -143,7 +172,9 @@ def _writable(data: Path) -> Check:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        return Check("data folder", "fail", f"cannot write in {folder}: {error.strerror}", "Choose another with --data, or fix its permissions.")
+        return Check(
+            "data folder", "fail", f"cannot write in {folder}: {error.strerror}", "Choose another with --data."
+        )
     return Check("data folder", "ok", f"{data} ({'there' if folder == data else 'will be made'})")
 
 
@@ -159,11 +190,18 @@ def _model(models: Path) -> Check:
 
     weights = sorted((models / "seedling").glob("*.safetensors"))
     if not weights:
-        return Check("bundled model", "fail", f"no seedling in {models}", "Fetch the repository with its models/ folder, or set UNDERSTUDY_MODELS.")
+        return Check(
+            "bundled model", "fail", f"no seedling in {models}", "Set UNDERSTUDY_MODELS to the folder that has it."
+        )
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
     size = sum(path.stat().st_size for path in weights)
     if size < 1 << 20:
-        return Check("bundled model", "fail", f"seedling's weights are {size} bytes", "These are pointers of Git LFS: run `git lfs pull`.")
+        return Check(
+            "bundled model",
+            "fail",
+            f"seedling's weights are {size} bytes",
+            "These are pointers of Git LFS: run `git lfs pull`.",
+        )
     return Check("bundled model", "ok", f"seedling, {size / (1 << 20):.1f} MiB, sha256 {digest[:16]}")
 
 
@@ -175,10 +213,18 @@ def _key() -> Check:
 
 def _programs() -> Iterator[Check]:
     docker = shutil.which("docker")
-    yield Check("Docker", "ok" if docker else "warn", docker or "not found", "" if docker else "Only `compose.yaml` needs it.")
-    kafka = shutil.which("java") and (shutil.which("kafka-topics.sh") or os.environ.get("KAFKA_HOME"))
-    where = f"java {'found' if shutil.which('java') else 'not found'}"
-    yield Check("Kafka", "ok" if kafka else "warn", str(kafka or where), "" if kafka else "Only tests against a local Kafka need Java and Kafka.")
+    yield Check(
+        "Docker", "ok" if docker else "warn", docker or "not found", "" if docker else "Only `compose.yaml` needs it."
+    )
+    java, kafka = shutil.which("java"), shutil.which("kafka-topics.sh") or os.environ.get("KAFKA_HOME")
+    status: Literal["ok", "warn"] = "ok" if java and kafka else "warn"
+    detail = f"java: {java or 'not found'}, Kafka: {kafka or 'not found'}"
+    yield Check(
+        "Kafka",
+        status,
+        detail,
+        "" if status == "ok" else "Only a Kafka on this machine needs both. The default bus does not.",
+    )
 
 
 def _version(distribution: str) -> str | None:
@@ -194,7 +240,9 @@ def _cuda_build(package: str) -> str | None:
     if not spec or not spec.origin:
         return None
     try:
-        found = re.search(r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", Path(spec.origin).with_name("version.py").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^cuda\b[^=]*= *['\"]([\d.]+)['\"]", Path(spec.origin).with_name("version.py").read_text(), re.MULTILINE
+        )
     except OSError:
         return None
     return found[1] if found else None

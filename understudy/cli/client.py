@@ -69,16 +69,24 @@ class Gateway:
         return [RunState.model_validate(state) for state in self._ask("GET", "/v1/runs").json()["data"]]
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
-        where = f"/v1/runs/{quote(state.id, safe='')}"
-        return self._ask("GET", f"{where}/report.json").json(), self._ask("GET", f"{where}/report.html").content
+        page = f"/v1/reports/{quote(state.id, safe='')}"
+        return self._ask("GET", f"{page}.json").json(), self._ask("GET", page).content
 
     def models(self) -> list[str]:
         """Names that answer on the endpoint."""
         return [str(model["id"]) for model in self._ask("GET", "/v1/models").json()["data"]]
 
-    def chat(self, model: str, messages: Sequence[Mapping[str, str]], max_tokens: int, temperature: float) -> Iterator[str]:
+    def chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], max_tokens: int, temperature: float
+    ) -> Iterator[str]:
         """The answer, piece by piece as it comes."""
-        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": temperature, "stream": True}
+        body = {
+            "model": model,
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stream": True,
+        }
         with _explained(self.url), self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.is_error:
                 answer.read()
@@ -102,7 +110,9 @@ class Gateway:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._http.close()
 
 
@@ -115,7 +125,9 @@ class Folder:
     def run(self, run: str) -> RunState:
         found = next((state for state in self.runs() if state.id == run), None)
         if found is None:
-            raise NotThere(f"There is no run `{run}` in {self._settings.data}", "`understudy runs` lists those there are.")
+            raise NotThere(
+                f"There is no run `{run}` in {self._settings.data}", "`understudy runs` lists those there are."
+            )
         return found
 
     def runs(self) -> list[RunState]:
@@ -146,7 +158,9 @@ class _explained:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
             reason = str(error) or type(error).__name__
             remedy = "Is it up? `understudy up` starts one here, --server names another."

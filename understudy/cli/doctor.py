@@ -20,7 +20,9 @@ STYLE = {"ok": "green", "warn": "yellow", "fail": "red bold"}
 
 def doctor(
     data: DataOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: a list of {name, status, detail, remedy}")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: a list of {name, status, detail, remedy}")
+    ] = False,
 ) -> None:
     """Check this machine; exit code 1 when the embedded demo cannot run here.
 
@@ -34,7 +36,10 @@ def doctor(
     else:
         out = Console()
         for check in checks:
-            out.print(Text(f"{check.status:4} ", style=STYLE[check.status]) + Text(f"{check.name}: {check.detail}"), soft_wrap=True)
+            out.print(
+                Text(f"{check.status:4} ", style=STYLE[check.status]) + Text(f"{check.name}: {check.detail}"),
+                soft_wrap=True,
+            )
             if check.remedy:
                 out.print(Text(f"     {check.remedy}", style="dim"), soft_wrap=True)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)

@@ -30,7 +30,10 @@ def watch(run: RunArgument, server: ServerOption = None, data: DataOption = None
     with interruptible(), lookup(server, data_folder(data)) as source:
         state = source.run(run)
         if isinstance(source, Folder) and state.status in ("queued", "running"):
-            raise Invalid(f"Run {run} is not over and no stack is up", "`understudy up`, or the command that began it, goes on with it.")
+            raise Invalid(
+                f"Run {run} is not over and no stack is up",
+                "`understudy up`, or the command that began it, goes on with it.",
+            )
         state = follow(source, state, Console())
     if state.status == "failed":
         raise Invalid(f"Run {state.id} failed: {state.reason}")
@@ -68,8 +71,16 @@ def runs(server: ServerOption = None, data: DataOption = None) -> None:
     table = Table("run", "status", "started", "variants", "base", box=None, header_style="bold")
     for state in states:
         stages = ", ".join(f"{name} ({variant.stage})" for name, variant in state.variants.items())
-        table.add_row(state.id, state.status, time.strftime("%Y-%m-%d %H:%M", time.localtime(state.created_at)), stages, state.recipe.base)
+        table.add_row(
+            state.id,
+            state.status,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(state.created_at)),
+            stages,
+            state.recipe.base,
+        )
     if states:
         print_wide(Console(), table)
     else:
-        Console(stderr=True).print(f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml", highlight=False)
+        Console(stderr=True).print(
+            f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml", highlight=False
+        )

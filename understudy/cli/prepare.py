@@ -26,7 +26,10 @@ def prepare(path: Path, sources: Sequence[str] = (), base: str | None = None, mo
         name, file = _named(given, recipe)
         datasets[name] = datasets[name].model_copy(update={"source": str(Path(file).expanduser().absolute())})
     recipe = recipe.model_copy(
-        update={"datasets": datasets, "base": _base(base, Path(), models) if base else _base(recipe.base, path.parent, models)}
+        update={
+            "datasets": datasets,
+            "base": _base(base, Path(), models) if base else _base(recipe.base, path.parent, models),
+        }
     )
     return map_files(recipe, lambda source, where: str(_checked(path.parent, source, where)))
 
@@ -48,7 +51,9 @@ def map_files(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
         for name, dataset in recipe.datasets.items()
     }
     panels = {
-        name: panel.model_copy(update={"prompts": changed(panel.prompts, f"evaluation.panels.{name}.prompts")}) if panel.prompts else panel
+        name: panel.model_copy(update={"prompts": changed(panel.prompts, f"evaluation.panels.{name}.prompts")})
+        if panel.prompts
+        else panel
         for name, panel in recipe.evaluation.panels.items()
     }
     evaluation: Evaluation = recipe.evaluation.model_copy(update={"panels": panels})
@@ -64,7 +69,9 @@ def _named(given: str, recipe: Recipe) -> tuple[str, str]:
         raise Invalid(f"--source {given}: the recipe has no dataset `{name}`", f"It has: {', '.join(recipe.datasets)}.")
     first = next((name for name, dataset in recipe.datasets.items() if dataset.task == "classify"), None)
     if first is None:
-        raise Invalid(f"--source {given}: the recipe has no `classify` dataset", "Name the one to replace: --source NAME=FILE.")
+        raise Invalid(
+            f"--source {given}: the recipe has no `classify` dataset", "Name the one to replace: --source NAME=FILE."
+        )
     return first, given
 
 
@@ -77,7 +84,9 @@ def _checked(folder: Path, source: str, where: str) -> Path:
             if not file.read(1):
                 raise Invalid(f"{where}: {path} is empty", "Give a file with a header and rows.")
     except FileNotFoundError:
-        raise Invalid(f"{where}: there is no file {path}", "Paths in a recipe are relative to it; `hf:NAME` names a hub data set.") from None
+        raise Invalid(
+            f"{where}: there is no file {path}", "Paths in a recipe start at its folder; hub data is `hf:NAME`."
+        ) from None
     except OSError as error:
         raise Invalid(f"{where}: cannot read {path}: {error.strerror}", "Check its permissions.") from None
     return path.absolute()

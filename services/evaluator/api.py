@@ -1,0 +1,36 @@
+"""HTTP resources of the evaluator: the reports, as a page and as JSON."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+from understudy.artifacts import ArtifactStore
+from understudy.health import NotFound
+
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""The page holds text that models wrote: nothing in it may run, load or send anything."""
+
+
+def router(store: ArtifactStore) -> APIRouter:
+    """The evaluator's routes, answered from `store`."""
+    routes = APIRouter(prefix="/v1/reports")
+
+    def file(run: str, name: str, media_type: str) -> FileResponse:
+        artifact = store.find(f"runs/{run}/report")
+        if artifact is None:
+            raise NotFound(f"Run `{run}` has no report yet", f"See how far it is: `understudy watch {run}`.")
+        headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return FileResponse(store.fetch(artifact) / name, media_type=media_type, headers=headers)
+
+    @routes.get("/{run}.json")
+    def report_json(run: str) -> FileResponse:
+        """The report as data (`report.Report`)."""
+        return file(run, "report.json", "application/json")
+
+    @routes.get("/{run}")
+    def report_page(run: str) -> FileResponse:
+        """The report as one self-contained page."""
+        return file(run, "report.html", "text/html; charset=utf-8")
+
+    return routes

@@ -1,0 +1,52 @@
+"""What a metric family is: per-row sufficient statistics, and the metrics as a function of their sums.
+
+Because a metric depends on the rows only through a sum, a bootstrap resample is one row of a count matrix times the
+statistics, the same for every metric and every variant (`stats.py`). Holds no metric itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from understudy.records import Example, Prediction
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number a family computes."""
+
+    name: str
+    """As in the recipe."""
+    signature: str
+    """Exactly what is computed, so that two numbers with one signature can be compared."""
+    higher_is_better: bool = True
+
+
+class Family(Protocol):
+    """Metrics that share their statistics.
+
+    statistics = family.statistics(examples, predictions)      # (n, k)
+    family.values(statistics.sum(axis=0))["bleu"]               # on all rows
+    family.values(counts @ statistics)["bleu"]                  # on every resample, counts (r, n)
+    """
+
+    def measures(self) -> tuple[Measure, ...]:
+        """The metrics, in the order people read them."""
+
+    def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
+        """(n, k), one row per example; the last column is 1 for rows that count, the others are zero throughout."""
+
+    def values(self, sums: Floats) -> dict[str, Floats]:
+        """Each measure by name, shape (...), from sums of shape (..., k); NaN where no row counts."""
+
+
+def ratio(part: Floats, whole: Floats, empty: float) -> Floats:
+    """part / whole, and `empty` where whole is 0."""
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, empty), where=whole != 0)

@@ -1,0 +1,98 @@
+"""The paired bootstrap: intervals and comparisons from per-row sufficient statistics.
+
+One matrix of resample counts times the statistics gives the sums of every resample for every metric of every variant;
+rows are drawn together for all variants, so differences are paired. Does not know what the columns mean (`metrics/`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from services.evaluator.metrics.family import Floats
+
+Verdict = Literal["better", "worse", "no clear difference"]
+BLOCK_BYTES = 1 << 20
+"""Of one block of the count matrix: draws and counts of a block stay in a core's cache."""
+FEWEST_ROWS = 10
+"""Below this an interval from resampling says too little for a verdict."""
+DIGITS = 6
+"""Decimals kept: what remains is far below the interval, and does not depend on the order of additions."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A variant's value minus the base's."""
+
+    p: float
+    """Two-sided: how often resamples fall on the other side of zero, twice the smaller share."""
+
+
+def seed_of(seed: int, panel: str) -> tuple[int, int]:
+    """The bootstrap's seed for one panel of a run."""
+    return abs(seed), zlib.crc32(panel.encode())
+
+
+def count_blocks(n: int, resamples: int, seed: tuple[int, ...]) -> Iterator[Floats]:
+    """The resample-count matrix (resamples, n) in blocks of rows: how often each of n rows was drawn, n draws in all."""
+    generator = np.random.default_rng(seed)
+    size = max(1, min(resamples, BLOCK_BYTES // (8 * max(1, n))))
+    offsets = (np.arange(size) * n)[:, None]
+    for start in range(0, resamples, size):
+        rows = min(size, resamples - start)
+        draws = generator.integers(0, n, size=(rows, n), dtype=np.int32) + offsets[:rows]
+        yield np.bincount(draws.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
+def resampled_sums(statistics: Floats, resamples: int, seed: tuple[int, ...]) -> Floats:
+    """Sums of `statistics` (n, k) over each resample: (resamples, k)."""
+    blocks = [block @ statistics for block in count_blocks(len(statistics), resamples, seed)]
+    return np.concatenate(blocks)
+
+
+def interval(value: float, resampled: Floats) -> Interval:
+    """`value` with the 2.5 and 97.5 percentiles of its resamples; those without a value (NaN) are left out."""
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
+    return Interval(round(float(value), DIGITS), round(float(low), DIGITS), round(float(high), DIGITS))
+
+
+def difference(value: float, base: float, resampled: Floats, resampled_base: Floats) -> Difference:
+    """The paired difference to the base; p is (1 + count) / (1 + resamples) as a finite sample asks for."""
+    deltas = resampled - resampled_base
+    around = interval(value - base, deltas)
+    smaller = min(int((deltas <= 0).sum()), int((deltas >= 0).sum()))
+    p = min(1.0, 2 * (1 + smaller) / (1 + len(deltas)))
+    return Difference(around.value, around.low, around.high, round(p, DIGITS))
+
+
+def verdict(change: Difference, higher_is_better: bool, n: int) -> Verdict:
+    """Better or worse only when the whole interval of the difference lies on one side of zero."""
+    if n < FEWEST_ROWS or change.low <= 0 <= change.high:
+        return "no clear difference"
+    return "better" if (change.low > 0) == higher_is_better else "worse"
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p of McNemar's test: rows only the variant got right, rows only the base got right.
+
+    Under no difference each such row is a coin toss: p = 2 P(X <= min), X ~ Binomial(gained + lost, 1/2), at most 1.
+    """
+    tosses = gained + lost
+    term, tail = 1, 0  # term: number of ways to get k heads
+    for k in range(min(gained, lost) + 1):
+        tail += term
+        term = term * (tosses - k) // (k + 1)
+    return round(min(1.0, 2 * tail / 2**tosses), DIGITS)
