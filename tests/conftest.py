@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "contract"))  # the suites that several test modules inherit
+for shared in ("contract", "e2e"):  # suites that several test modules inherit, and helpers beside them
+    sys.path.insert(0, str(ROOT / "tests" / shared))
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,12 @@ class RunState(BaseModel):
     reason: str | None = None
     """Why the run failed."""
 
+    @classmethod
+    def queued(cls, run: str, recipe: Recipe, timestamp: float) -> RunState:
+        """A run that was just asked for."""
+        variants = {name: VariantState() for name in recipe.all_variants()}
+        return cls(id=run, name=recipe.name, created_at=int(timestamp), recipe=recipe, variants=variants)
+
 
 class Ledger:
     """Follows the bus in one thread, answers from any."""
@@ -124,14 +130,7 @@ class Ledger:
                 self._served.setdefault(message.model, message)
             if isinstance(message, RunRequested):
                 if message.run not in self._runs:
-                    variants = {name: VariantState() for name in message.recipe.all_variants()}
-                    self._runs[message.run] = RunState(
-                        id=message.run,
-                        name=message.recipe.name,
-                        created_at=int(timestamp),
-                        recipe=message.recipe,
-                        variants=variants,
-                    )
+                    self._runs[message.run] = RunState.queued(message.run, message.recipe, timestamp)
                     for early in self._early.pop(message.run, []):
                         _fold(self._runs[message.run], early)
             elif message.run in self._runs:

@@ -36,6 +36,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 HEALTHY_AFTER = 30.0
 """Seconds of life after which earlier deaths are forgotten."""
 MAX_DEATHS = 5
+PORT_PATIENCE = 2.0
+"""Seconds to wait for the port: services of a stack that was killed a moment ago may still be ending."""
 GRACE = 8.0
 """Seconds a service has to end in order."""
 
@@ -165,7 +167,7 @@ class Stack:
     def _take_port(self) -> None:
         if not self.port:
             (self.port,) = free_ports(1)
-        deadline = time.monotonic() + 2  # services of a stack that was killed a moment ago may still be ending
+        deadline = time.monotonic() + PORT_PATIENCE
         while not is_free(self.port):
             if time.monotonic() > deadline:
                 who = holder(self.port)

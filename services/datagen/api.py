@@ -1,13 +1,15 @@
 """datagen's HTTP resources: /v1/files as OpenAI has it, and /v1/runs, where a recipe becomes a run.
 
-A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. Holds no state: files are in the artifact store, runs
-are in the ledger. Everything that touches files runs in a worker thread, never on the event loop.
+A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. Holds no state: files are
+in the artifact store, runs are in the ledger. Everything that touches files runs in a worker thread, never on the
+event loop.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -45,13 +47,6 @@ class RunCreate(BaseModel):
     """Sets apart a run that shall start afresh although the same recipe ran before."""
 
 
-class Accepted(BaseModel):
-    """A run that is on the bus but was not read back yet."""
-
-    id: str
-    status: Literal["queued"] = "queued"
-
-
 def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: Path) -> APIRouter:
     """The routes, on these collaborators."""
     api = APIRouter(prefix="/v1")
@@ -64,7 +59,9 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
         try:
             form = await parser.parse()
         except (MultiPartException, KeyError) as error:
-            raise Invalid(f"The upload is not a multipart form: {error}", "Send `file` and `purpose` as form fields.") from None
+            raise Invalid(
+                f"The upload is not a multipart form: {error}", "Send `file` and `purpose` as form fields."
+            ) from None
         try:
             file, purpose = form.get("file"), form.get("purpose")
             if not isinstance(file, UploadFile):
@@ -76,7 +73,9 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
             await form.close()
 
     @api.get("/files")
-    def list_files(after: str | None = None, limit: Limit = 10_000, order: Order = "desc", purpose: str | None = None) -> dict[str, Any]:
+    def list_files(
+        after: str | None = None, limit: Limit = 10_000, order: Order = "desc", purpose: str | None = None
+    ) -> dict[str, Any]:
         return _page([card for card in files.all() if purpose in (None, card.purpose)], after, limit, order)
 
     @api.get("/files/{file_id}")
@@ -94,10 +93,10 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
         return {"id": file_id, "object": "file", "deleted": True}
 
     @api.post("/runs")
-    async def create_run(request: Request) -> RunState | Accepted:
+    async def create_run(request: Request) -> RunState:
         return await run_in_threadpool(create, await _body(request))
 
-    def create(body: RunCreate) -> RunState | Accepted:
+    def create(body: RunCreate) -> RunState:
         if not ledger.caught_up:  # else a run of earlier would be put on the bus once more
             raise Transient("This service is still reading the log", "Try again in a moment.")
         parsed = recipe.parse(body.recipe, "the recipe")
@@ -108,7 +107,7 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
         for each in wanted(parsed):
             pools.check(each)
         bus.publish(RunRequested(run=run, recipe=parsed))
-        return ledger.run(run) or Accepted(id=run)
+        return ledger.run(run) or RunState.queued(run, parsed, time.time())
 
     @api.get("/runs")
     def list_runs(after: str | None = None, limit: Limit = 100, order: Order = "desc") -> dict[str, Any]:
@@ -141,7 +140,7 @@ def _page(newest_first: Sequence[T], after: str | None, limit: int, order: Order
     }
 
 
-async def _bounded(request: Request, files: Files) -> AsyncIterator[bytes]:
+async def _bounded(request: Request, files: Files) -> AsyncGenerator[bytes, None]:
     """The body as it arrives; raises `Invalid` as soon as it is larger than a file may be, whatever its headers say."""
     size = 0
     async for chunk in request.stream():
@@ -155,7 +154,10 @@ async def _body(request: Request) -> RunCreate:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise Invalid(f"The request has more than {MAX_BODY:,} bytes", "Upload the data as files and name their ids in the recipe.")
+            raise Invalid(
+                f"The request has more than {MAX_BODY:,} bytes",
+                "Upload the data as files and name their ids in the recipe.",
+            )
     try:
         return RunCreate.model_validate(json.loads(body))
     except ValidationError as error:

@@ -31,7 +31,9 @@ class Builder:
     work: Path
     llm_tries: int
 
-    def build(self, run: str, pool: Pool, held_out: frozenset[str], seed: int, say: Say) -> Generator[Progress, None, Path]:
+    def build(
+        self, run: str, pool: Pool, held_out: frozenset[str], seed: int, say: Say
+    ) -> Generator[Progress, None, Path]:
         """The finished folder of one dataset; remove it with `forget` once it is stored.
 
         Test rows are written first, then validation, then training rows: what a budget does not cover is missing from the last.
@@ -46,15 +48,23 @@ class Builder:
         else:
             made = yield from _fill(pool, chosen, seed, say)
 
-        examples = {split: [row for candidate in rows if isinstance(row := made[candidate.row], Example)] for split, rows in splits.items()}
+        rows = {split: [made[candidate.row] for candidate in picked] for split, picked in splits.items()}
+        examples = {split: [row for row in some if isinstance(row, Example)] for split, some in rows.items()}
         lost = [row for row in made.values() if isinstance(row, Rejected)]
         if wasted := [split for split in splits if splits[split] and not examples[split]]:
-            raise Invalid(f"Dataset `{name}`: no {wasted[-1]} row could be made{reasons(lost)}", "Raise the budget or change the generator.")
+            what = f"Dataset `{name}`: no {wasted[-1]} row could be made{reasons(lost)}"
+            raise Invalid(what, "Raise the budget or change the generator.")
         rejected = sorted([*pool.rejected, *lost], key=lambda row: row.row)
         counts = {split: len(examples.get(split, ())) for split in SPLITS}
         sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
-        few = f", fewer than asked for: the source has only {len(pool.candidates):,} usable rows" if len(chosen) < sum(asked.values()) else ""
-        yield say(step=f"{name}: {sizes}{few}", done=sum(counts.values()), total=len(chosen), figures={"rejected": len(rejected)})
+        short = len(chosen) < sum(asked.values())
+        few = f", fewer than asked for: the source has only {len(pool.candidates):,} usable rows" if short else ""
+        yield say(
+            step=f"{name}: {sizes}{few}",
+            done=sum(counts.values()),
+            total=len(chosen),
+            figures={"rejected": len(rejected)},
+        )
 
         folder = self._folder(run, name) / "dataset"
         shutil.rmtree(folder, ignore_errors=True)  # of a delivery that was cut short
@@ -89,7 +99,9 @@ class Builder:
         writer = Writer(generator, pool.labels, seed, folder / "written.jsonl", self.llm_tries)
         written = yield from writer.write(
             [(candidate.id(name), candidate) for candidate in chosen],
-            lambda done, total, figures: say(step=f"{name}: writing instructions", done=done, total=total, figures=figures),
+            lambda done, total, figures: say(
+                step=f"{name}: writing instructions", done=done, total=total, figures=figures
+            ),
         )
         made: Made = {}
         for candidate, line in zip(chosen, written, strict=True):
@@ -113,7 +125,9 @@ def _fill(pool: Pool, chosen: Sequence[Candidate], seed: int, say: Say) -> Gener
             prompt, form = instruct(candidate.text, pool.labels, candidate.id(pool.wanted.name), seed)
             made[candidate.row] = _example(pool, candidate, prompt, f"template:{form}")
         else:
-            made[candidate.row] = _example(pool, candidate, candidate.text, "passthrough" if pool.wanted.dataset else "prompts")
+            made[candidate.row] = _example(
+                pool, candidate, candidate.text, "passthrough" if pool.wanted.dataset else "prompts"
+            )
 
     for count in paced(chosen, make):
         yield say(step=f"{pool.wanted.name}: writing instructions", done=count, total=len(chosen))

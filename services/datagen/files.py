@@ -1,7 +1,9 @@
-"""Uploaded files in the artifact store: `files/<id>` is a folder with the one file, `file-cards/<id>` what the API says about it.
+"""Uploaded files in the artifact store: `files/<id>` is a folder with the one file, `file-cards/<id>` what the API says
+about it.
 
-The id follows from name and content, so a file that is uploaded twice is there once. Two keys, because stations take the file's bytes by its digest, and
-the time of the upload must not be part of that. Does not look into files (`sources.py`).
+The id follows from name and content, so a file that is uploaded twice is there once. Two keys, because stations take
+the file's bytes by its digest, and the time of the upload must not be part of that. Does not look into files
+(`sources.py`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""From rows to candidates: what a task reads in a row, how text is cleaned, and which rows are rejected with what reason.
+"""From rows to candidates: what a task reads in a row, how text is cleaned, and which rows are rejected with what
+reason.
 
     Sieve(read, max_chars).take(row) ... .candidates(), .rejected
 
-A row is rejected when it is empty, too long, has a label that the recipe does not map, asks the same as an earlier row, or contradicts
-another one (the same text with different labels: all of them go, because nobody knows which is right). Does not choose splits or write instructions.
+A row is rejected when it is empty, too long, has a label that the recipe does not map, asks the same as an earlier
+row, or contradicts another one (the same text with different labels: all of them go, because nobody knows which is
+right). Does not choose splits or write instructions.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def passthrough(columns: Columns) -> Read:
     """Instruction with its input below, and the output, as they are."""
 
     def read(values: Mapping[str, str]) -> tuple[str, str, None]:
-        instruction, given, output = (values[name].strip() for name in (columns.instruction, columns.input, columns.output))
+        instruction, given, output = (
+            values[name].strip() for name in (columns.instruction, columns.input, columns.output)
+        )
         if not instruction:
             raise Reject("empty instruction")
         if not output:

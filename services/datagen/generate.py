@@ -1,9 +1,10 @@
 """The llm generator: a language model writes the instructions, within a budget, surviving crashes.
 
-Every finished row is appended to a work file, so a killed process pays again for at most the rows that were under way (`concurrency` of them).
-An answer that does not pass the checks is sent back with the reason, a bounded number of times, then the row is rejected. When the budget
-does not cover the next request in the worst case, the remaining rows are rejected with that reason; rows are asked for in the order given, so
-put first what matters most. Does not know splits, prompts (`prompts.py`) or HTTP (`understudy/chat.py`).
+Every finished row is appended to a work file, so a killed process pays again for at most the rows that were under way
+(`concurrency` of them). An answer that does not pass the checks is sent back with the reason, a bounded number of
+times, then the row is rejected. When the budget does not cover the next request in the worst case, the remaining rows
+are rejected with that reason; rows are asked for in the order given, so put first what matters most. Does not know
+splits, prompts (`prompts.py`) or HTTP (`understudy/chat.py`).
 """
 
 from __future__ import annotations
@@ -144,7 +145,12 @@ class Writer:
             cost = 0.0
             try:
                 answer = await chat.complete(
-                    model, messages, max_tokens=prompts.MAX_ANSWER_TOKENS, temperature=0.7, seed=seed + turn, extra=schema
+                    model,
+                    messages,
+                    max_tokens=prompts.MAX_ANSWER_TOKENS,
+                    temperature=0.7,
+                    seed=seed + turn,
+                    extra=schema,
                 )
                 cost = self._cost(answer, worst)
             finally:

@@ -1,7 +1,7 @@
 """From a source to a pool: its usable rows, its classes, and the test rows chosen from it.
 
-Test rows are chosen here, for all datasets of a run before any training row, because one dataset's test questions must be kept out of another's
-training rows. Does not write examples (`build.py`).
+Test rows are chosen here, for all datasets of a run before any training row, because one dataset's test questions
+must be kept out of another's training rows. Does not write examples (`build.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ class Wanted:
 
     def counts(self) -> dict[str, int]:
         """Rows asked for per split, the split that is filled first first; empty for prompts, which are all test rows."""
-        return {split: getattr(self.dataset.rows, split) for split in ("test", "validation", "train")} if self.dataset else {}
+        return (
+            {split: getattr(self.dataset.rows, split) for split in ("test", "validation", "train")}
+            if self.dataset
+            else {}
+        )
 
     def classifies(self) -> bool:
         """Whether the answers are classes."""
@@ -112,7 +116,10 @@ class Pools:
         if wanted.classifies():
             rows, read = source.rows([columns.text, columns.label]), filters.classify(columns, wanted.dataset.labels)
         else:
-            rows, read = source.rows([columns.instruction, columns.output], [columns.input]), filters.passthrough(columns)
+            rows, read = (
+                source.rows([columns.instruction, columns.output], [columns.input]),
+                filters.passthrough(columns),
+            )
         return source, rows, Sieve(read, self.max_text_chars)
 
     def _labels(self, wanted: Wanted, source: Source, sieve: Sieve, candidates: Sequence[Candidate]) -> tuple[str, ...]:

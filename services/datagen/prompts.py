@@ -1,7 +1,7 @@
 """What the llm generator asks for one row, and how it judges the answer.
 
-The model is told the right label and asked for an instruction that names all labels and gives none away; our own table stays the authority for the
-label. Does not send anything (`generate.py`).
+The model is told the right label and asked for an instruction that names all labels and gives none away; our own
+table stays the authority for the label. Does not send anything (`generate.py`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,12 @@ def schema(labels: Sequence[str]) -> Mapping[str, Any]:
     """Request fields that ask the endpoint for JSON of the right shape."""
     properties = {"instruction": {"type": "string"}, "answer": {"type": "string", "enum": list(labels)}}
     shape = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"response_format": {"type": "json_schema", "json_schema": {"name": "instruction", "strict": True, "schema": shape}}}
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "instruction", "strict": True, "schema": shape},
+        }
+    }
 
 
 def read(answer: str, candidate: Candidate, labels: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
     Sources(store, max_bytes=...).open("tweets.csv").rows(["text", "feeling"])    # Row(0, {"text": ..., "feeling": ...}), ...
 
-Everything that can be wrong with a source raises `Invalid` that names the file as its owner does. Does not clean, map or reject rows (`filters.py`).
+Everything that can be wrong with a source raises `Invalid` that names the file as its owner does. Does not clean, map
+or reject rows (`filters.py`).
 """
 
 from __future__ import annotations
@@ -85,18 +86,25 @@ class Sources:
             raise Invalid(f"There is no file {name}", _looked_in(path))
         suffix = path.suffix.lower()
         if suffix not in READERS:
-            raise Invalid(f"{name}: {suffix or 'no suffix'} is not a known table format", f"Known are {', '.join(READERS)}.")
+            raise Invalid(
+                f"{name}: {suffix or 'no suffix'} is not a known table format", f"Known are {', '.join(READERS)}."
+            )
         size = path.stat().st_size
         if size == 0:
             raise Invalid(f"{name} is empty (0 bytes)", "Was it written to the end?")
         if size > self.max_bytes:
-            raise Invalid(f"{name} has {size:,} bytes, more than the {self.max_bytes:,} allowed", "Split it into several datasets.")
+            raise Invalid(
+                f"{name} has {size:,} bytes, more than the {self.max_bytes:,} allowed",
+                "Split it into several datasets.",
+            )
         return Source(name, READERS[suffix](path, name, self.max_bytes if suffix == ".parquet" else self.max_line))
 
     def _uploaded(self, file_id: str) -> tuple[Path, str]:
         artifact = self.store.find(f"files/{file_id}")
         if artifact is None:
-            raise Invalid(f"There is no uploaded file {file_id}", "Upload it with POST /v1/files and use the id that it returns.")
+            raise Invalid(
+                f"There is no uploaded file {file_id}", "Upload it with POST /v1/files and use the id that it returns."
+            )
         (path,) = self.store.fetch(artifact).iterdir()
         return path, path.name
 
@@ -108,7 +116,8 @@ def _hub(name: str) -> Table:
     repository, _, revision = name.partition("@")
     if not revision and not Path(repository).is_dir():
         raise Invalid(
-            f"Source `{HUB}{name}` carries no revision", f"Pin it: `{HUB}{name}@<commit>`, so that the run can be repeated."
+            f"Source `{HUB}{name}` carries no revision",
+            f"Pin it: `{HUB}{name}@<commit>`, so that the run can be repeated.",
         )
     datasets.disable_progress_bars()
     try:
@@ -117,10 +126,14 @@ def _hub(name: str) -> Table:
         raise Transient(f"The Hugging Face hub did not answer for `{repository}`: {error}") from error
     except Exception as error:  # the library raises a dozen unrelated types for data that it cannot load
         words = " ".join(str(error).split())[:300]
-        raise Invalid(f"`{HUB}{name}` cannot be loaded: {words}", "Check the name, the revision and HF_TOKEN.") from error
+        raise Invalid(
+            f"`{HUB}{name}` cannot be loaded: {words}", "Check the name, the revision and HF_TOKEN."
+        ) from error
     split = "train" if "train" in splits else next(iter(splits))
     if split != "train" and len(splits) > 1:
-        raise Invalid(f"`{HUB}{name}` has the splits {', '.join(splits)} but no `train`", "Download the one you want as Parquet.")
+        raise Invalid(
+            f"`{HUB}{name}` has the splits {', '.join(splits)} but no `train`", "Download the one you want as Parquet."
+        )
     return Table(tuple(splits[split].column_names), iter(splits[split]))
 
 

@@ -1,7 +1,8 @@
 """Which candidates go to which split: seeded, disjoint, balanced by label, the same for any order of the file.
 
-A candidate's place is the digest of seed and content, so the same text gets the same place in every dataset of a run. That, and `held_out`, keep the
-questions of one dataset's test out of the training rows of another made from the same source. Does not reject rows.
+A candidate's place is the digest of seed and content, so the same text gets the same place in every dataset of a run.
+That, and `held_out`, keep the questions of one dataset's test out of the training rows of another made from the same
+source. Does not reject rows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ Split = dict[str, list[Candidate]]
 
 
 def choose_test(candidates: Sequence[Candidate], wanted: Mapping[str, int], seed: int) -> list[Candidate]:
-    """The test rows; smaller than wanted when there are fewer candidates than rows wanted in all splits."""
-    return balanced(candidates, shares(wanted, len(candidates))["test"], seed)
+    """The test rows: the first of all rows that the splits want together, so that a rare label is not used up in the test."""
+    counts = shares(wanted, len(candidates))
+    return balanced(candidates, sum(counts.values()), seed)[: counts["test"]]
 
 
 def choose_rest(

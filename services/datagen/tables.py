@@ -1,7 +1,8 @@
 """The table formats: how bytes on disk become rows of text.
 
-Every reader takes a file and the name to call it by, and gives the column names and a lazy iterator of rows. A file that breaks its format
-raises `Invalid` with the name, the line and the remedy. Does not know which columns anybody needs (`sources.py`) nor what they mean.
+Every reader takes a file and the name to call it by, and gives the column names and a lazy iterator of rows. A file
+that breaks its format raises `Invalid` with the name, the line and the remedy. Does not know which columns anybody
+needs (`sources.py`) nor what they mean.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ def read_json(path: Path, name: str, max_line: int) -> Table:
     if not start.startswith(b"["):
         return read_jsonl(path, name, max_line)
     if path.stat().st_size > MAX_JSON_ARRAY:
-        raise Invalid(f"{name} is a JSON array of more than {MAX_JSON_ARRAY // 1024**2} MiB", "Write it as JSONL, one object per line.")
+        raise Invalid(
+            f"{name} is a JSON array of more than {MAX_JSON_ARRAY // 1024**2} MiB",
+            "Write it as JSONL, one object per line.",
+        )
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -105,7 +109,9 @@ def read_json(path: Path, name: str, max_line: int) -> Table:
     def objects() -> Iterator[Values]:
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
-                raise Invalid(f"{name}: item {number} of the array is not an object", "Every row must be {column: value}.")
+                raise Invalid(
+                    f"{name}: item {number} of the array is not an object", "Every row must be {column: value}."
+                )
             yield row
 
     return _peeked(objects())
@@ -162,8 +168,10 @@ def _object(line: str, where: str) -> Values:
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        cut = " It ends in the middle of a value; is the file complete?" if error.pos >= len(line.rstrip()) else ""
-        raise Invalid(f"{where} is not valid JSON: {error.msg} (column {error.colno})", f"Write one JSON object per line.{cut}") from None
+        cut = "" if line.endswith("\n") else " It is the last line; is the file complete?"
+        raise Invalid(
+            f"{where} is not valid JSON: {error.msg} (column {error.colno})", f"Write one JSON object per line.{cut}"
+        ) from None
     except (RecursionError, ValueError) as error:
         raise Invalid(f"{where} is not JSON that can be read: {error}") from None
     if not isinstance(row, dict):

@@ -1,7 +1,8 @@
 """The template generator: instructions for `classify` from a fixed pool of forms, one per example.
 
-Which form an example gets and in which order it names the classes follow from its id and the seed, so no form and no order goes with a label.
-Costs nothing and asks nobody. The forms say nothing about what the classes mean, because they must fit any.
+Which form an example gets and in which order it names the classes follow from its id and the seed, so no form and no
+order goes with a label. Costs nothing and asks nobody. The forms say nothing about what the classes mean, because
+they must fit any.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FORMS = (
     "Would you call this {either}? {text}",
     "Assign {either} to the passage below.\n\n{text}",
     '"{text}"\n\nWhat is it: {either}?',
-    "Task: choose between {either}.\nText: {text}",
+    "Task: choose {either}.\nText: {text}",
     "Give the label only ({slashes}).\n\n{text}",
     "Consider this: {text}\nThe label is one of {commas}. Which one?",
     "Tag the text with {quoted}.\n\nText: {text}\nTag:",

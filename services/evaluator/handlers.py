@@ -63,7 +63,11 @@ class Evaluator:
                 if asked.labels:
                     failures[panel] = sum(prediction.label is None for prediction in predictions)
             written = Scores(
-                run=served.run, variant=served.variant, model=served.model, scores=tuple(scores), parse_failures=failures
+                run=served.run,
+                variant=served.variant,
+                model=served.model,
+                scores=tuple(scores),
+                parse_failures=failures,
             )
             (folder / "scores.json").write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")
             if served.adapter and (training := self.store.fetch(served.adapter) / "training.json").is_file():
@@ -97,7 +101,9 @@ class Evaluator:
         """Note that one variant has come to its end; the last of the run yields ReportPublished or RunFailed."""
         run, names = finished.run, finished.recipe.all_variants()
         if isinstance(finished, VariantFailed):
-            self._note(f"runs/{run}/failed/{finished.variant}", {"station": finished.station, "reason": finished.reason})
+            self._note(
+                f"runs/{run}/failed/{finished.variant}", {"station": finished.station, "reason": finished.reason}
+            )
         else:
             self._note(f"runs/{run}/joined/{finished.variant}", {"scores": finished.scores.sha256})
         scored, failed = self._ends(run, names)
@@ -130,7 +136,9 @@ class Evaluator:
             if scores and self.store.find(f"runs/{run}/joined/{name}"):
                 scored[name] = scores
             elif failure := self.store.find(f"runs/{run}/failed/{name}"):
-                failed[name] = json.loads((self.store.fetch(failure) / "end.json").read_text(encoding="utf-8"))["reason"]
+                failed[name] = json.loads((self.store.fetch(failure) / "end.json").read_text(encoding="utf-8"))[
+                    "reason"
+                ]
         return scored, failed
 
     def _report(

@@ -74,7 +74,9 @@ class Asker:
         """
         known = _take_up(path)
         todo = [example for example in questions.examples if example.id not in known]
-        refused = sum(known[example.id].finish_reason == REFUSED for example in questions.examples if example.id in known)
+        refused = sum(
+            known[example.id].finish_reason == REFUSED for example in questions.examples if example.id in known
+        )
         total, began = len(questions.examples), time.monotonic()
         with path.open("ab") as file, asyncio.Runner() as runner:
             job = _Job(questions, file, iter(todo), refused)
@@ -185,7 +187,9 @@ def reference_logprob(
     if prompt_ids is not None:
         here = [int(next(iter(entry))) if entry else None for entry in positions]
         pairs = zip(prompt_ids, here, strict=False)
-        start = next((i for i, (one, other) in enumerate(pairs) if other not in (one, None)), min(len(prompt_ids), len(here)))
+        start = next(
+            (i for i, (one, other) in enumerate(pairs) if other not in (one, None)), min(len(prompt_ids), len(here))
+        )
         if start < len(prompt_ids) - 2:
             return None
     logprobs = [float(next(iter(entry.values()))["logprob"]) for entry in positions[start:] if entry]

@@ -156,7 +156,9 @@ def compare(recipe: Recipe, asked: Questionnaire, answers: Mapping[str, Sequence
         parse_failures={v: sum(p.label is None for p in rows) for v, rows in counts.items()} if asked.labels else {},
         refused={v: sum(p.finish_reason == REFUSED for p in rows) for v, rows in counts.items()},
         cut={v: sum(p.finish_reason == "length" for p in rows) for v, rows in counts.items()},
-        confusion={v: _confusion(asked, rows) for v, rows in counts.items()} if 0 < len(asked.labels) <= MOST_CLASSES else {},
+        confusion={v: _confusion(asked, rows) for v, rows in counts.items()}
+        if 0 < len(asked.labels) <= MOST_CLASSES
+        else {},
         examples=tuple(_shown(asked, answers, recipe.seed)),
     )
 
@@ -218,7 +220,9 @@ def _shown(asked: Questionnaire, answers: Mapping[str, Sequence[Prediction]], se
     differing = sorted((row for row in rows if spread[row]), key=lambda row: (-spread[row], row))[:SHOWN]
     rest = [row for row in rows if row not in set(differing)]
     drawn = sorted(random.Random(f"{seed}/{asked.name}").sample(rest, min(SHOWN, len(rest))))
-    picked: list[tuple[int, Literal["at random", "answers differ most"]]] = [(row, "answers differ most") for row in differing]
+    picked: list[tuple[int, Literal["at random", "answers differ most"]]] = [
+        (row, "answers differ most") for row in differing
+    ]
     picked += [(row, "at random") for row in drawn]
     return [_row_shown(asked, answers, row, how) for row, how in picked]
 

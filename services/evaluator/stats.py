@@ -16,7 +16,7 @@ import numpy as np
 from services.evaluator.metrics.family import Floats
 
 Verdict = Literal["better", "worse", "no clear difference"]
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 """Of one block of the count matrix: draws and counts of a block stay in a core's cache."""
 FEWEST_ROWS = 10
 """Below this an interval from resampling says too little for a verdict."""
@@ -95,4 +95,4 @@ def mcnemar(gained: int, lost: int) -> float:
     for k in range(min(gained, lost) + 1):
         tail += term
         term = term * (tosses - k) // (k + 1)
-    return round(min(1.0, 2 * tail / 2**tosses), DIGITS)
+    return round(min(1.0, 2 * tail / (1 << tosses)), DIGITS)

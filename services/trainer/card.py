@@ -18,7 +18,9 @@ CURVE_POINTS = 1000
 """The loss curve is thinned to at most about twice as many points."""
 
 
-def snapshot(job: Job, corpora: Mapping[str, Corpus], order: Sequence[Draw], curve: Sequence[tuple[int, float]], device: str) -> dict[str, Any]:
+def snapshot(
+    job: Job, corpora: Mapping[str, Corpus], order: Sequence[Draw], curve: Sequence[tuple[int, float]], device: str
+) -> dict[str, Any]:
     """The content of training.json."""
     seen: dict[str, dict[str, int]] = {}
     for name in sorted(job.datasets):
@@ -60,7 +62,9 @@ def _readme(facts: Mapping[str, Any]) -> str:
         f"| {name} | {data['examples_available']} | {data['examples_too_long']} | {data['examples_seen']} | {data['tokens_seen']} |"
         for name, data in facts["datasets"].items()
     )
-    stages = " then ".join(" + ".join(f"{name} ({weight:g})" for name, weight in stage.items()) for stage in facts["stages"])
+    stages = " then ".join(
+        " + ".join(f"{name} ({weight:g})" for name, weight in stage.items()) for stage in facts["stages"]
+    )
     revision = f" at revision `{facts['base_revision']}`" if facts["base_revision"] else ""
     losses = [loss for _, loss in facts["loss"]]
     return f"""---

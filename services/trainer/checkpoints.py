@@ -38,7 +38,9 @@ def reporter(progress: Path, step_tokens: Sequence[int]) -> Any:
             if not logs or "loss" not in logs:
                 return
             if not math.isfinite(logs["loss"]):
-                raise Invalid(f"The loss became {logs['loss']} at step {state.global_step}", "Lower `training.learning_rate`.")
+                raise Invalid(
+                    f"The loss became {logs['loss']} at step {state.global_step}", "Lower `training.learning_rate`."
+                )
             rate = (tokens[state.global_step] - tokens[self.first]) / max(time.monotonic() - self.began, 1e-9)
             line = Step(
                 step=state.global_step,

@@ -68,7 +68,11 @@ def tokenize(examples: Iterable[Example], tokenizer: Any, stops: frozenset[int],
     for example in examples:
         turns = [turn.model_dump() for turn in example.prompt]
         prompts.append(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        chats.append(tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": example.completion}], tokenize=False))
+        chats.append(
+            tokenizer.apply_chat_template(
+                [*turns, {"role": "assistant", "content": example.completion}], tokenize=False
+            )
+        )
     rows: list[Row] = []
     left_out = 0
     if prompts:
@@ -84,7 +88,9 @@ def tokenize(examples: Iterable[Example], tokenizer: Any, stops: frozenset[int],
 
 def _split(prompt: Sequence[int], chat: Sequence[int], stops: frozenset[int], eos: int) -> Row:
     """`chat` cut behind the answer's last stop token. Some tokenizers merge across the border: then the answer begins where they part."""
-    answer = next((i for i, (a, b) in enumerate(zip(prompt, chat, strict=False)) if a != b), min(len(prompt), len(chat)))
+    answer = next(
+        (i for i, (a, b) in enumerate(zip(prompt, chat, strict=False)) if a != b), min(len(prompt), len(chat))
+    )
     end = next((i for i in range(len(chat) - 1, answer - 1, -1) if chat[i] in stops), None)
     ids = (*chat, eos) if end is None else tuple(chat[: end + 1])
     return Row(ids, answer)
@@ -134,7 +140,10 @@ def arrange(order: Sequence[Sequence[Draw]], corpora: Mapping[str, Corpus], batc
         flat += stage[:head]
         whole = head + (len(stage) - head) // batch * batch if len(stage) > head else head
         for start in range(head, whole, WINDOW * batch):
-            window = sorted(stage[start : min(start + WINDOW * batch, whole)], key=lambda d: (len(corpora[d.dataset].rows[d.row].ids), d))
+            window = sorted(
+                stage[start : min(start + WINDOW * batch, whole)],
+                key=lambda d: (len(corpora[d.dataset].rows[d.row].ids), d),
+            )
             batches = [window[i : i + batch] for i in range(0, len(window), batch)]
             chance.shuffle(batches)
             flat += [example for one in batches for example in one]

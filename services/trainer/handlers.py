@@ -62,15 +62,22 @@ class Trainer:
         recipe = request.recipe
         variants = recipe.trained()
         if request.variant not in variants:
-            raise Invalid(f"Run {request.run} has no variant `{request.variant}`", f"Its recipe names {', '.join(variants)}.")
+            raise Invalid(
+                f"Run {request.run} has no variant `{request.variant}`", f"Its recipe names {', '.join(variants)}."
+            )
         stages = variants[request.variant].stages()
         budget = stages if recipe.training.budget == "epochs" else next(iter(variants.values())).stages()
         named = sorted({name for stage in (*stages, *budget) for name in stage})
         if missing := [name for name in named if name not in request.datasets]:
-            raise Invalid(f"Dataset `{missing[0]}` of variant `{request.variant}` was not made", "See why in the log of datagen.")
+            raise Invalid(
+                f"Dataset `{missing[0]}` of variant `{request.variant}` was not made", "See why in the log of datagen."
+            )
         base = resolve(recipe.base, self.models)
         check_base(base, recipe.training.quantize)
-        datasets = {name: Data(folder=self.store.fetch(request.datasets[name]), sha256=request.datasets[name].sha256) for name in named}
+        datasets = {
+            name: Data(folder=self.store.fetch(request.datasets[name]), sha256=request.datasets[name].sha256)
+            for name in named
+        }
         check_datasets({name: data.folder for name, data in datasets.items()}, request.variant)
         return Job(
             run=request.run,
@@ -100,7 +107,9 @@ class Trainer:
                     fresh, seen = folder.steps(seen)
                     steps += len(fresh)
                     latest = fresh[-1] if fresh else latest
-                    if fresh or time.monotonic() - said >= SAY_SOMETHING_SECONDS:  # silence would hold up a stop of the service
+                    if (
+                        fresh or time.monotonic() - said >= SAY_SOMETHING_SECONDS
+                    ):  # silence would hold up a stop of the service
                         yield _progress(job, latest)
                         said = time.monotonic()
                     if code is None:
@@ -131,7 +140,13 @@ def _progress(job: Job, step: Step | None) -> Progress:
         return Progress(run=job.run, station="trainer", variant=job.variant, step="preparing")
     figures = {"loss": step.loss, "tokens_per_second": step.tokens_per_second, "eta_seconds": step.eta_seconds}
     return Progress(
-        run=job.run, station="trainer", variant=job.variant, step="training", done=step.step, total=step.total, figures=figures
+        run=job.run,
+        station="trainer",
+        variant=job.variant,
+        step="training",
+        done=step.step,
+        total=step.total,
+        figures=figures,
     )
 
 
@@ -140,7 +155,9 @@ def _failure(code: int, job: Job, folder: JobFolder) -> Invalid | Transient | Fa
     if code == EXIT_INVALID and folder.error.is_file():
         return Invalid(json.loads(folder.error.read_text(encoding="utf-8"))["message"])
     if code == EXIT_DISK:
-        return Fatal(f"The disk that holds {folder.path} is full", "Free some space there and run the same command: it resumes.")
+        return Fatal(
+            f"The disk that holds {folder.path} is full", "Free some space there and run the same command: it resumes."
+        )
     last = folder.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:] if folder.log.is_file() else []
     how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
     return Transient(f"Training of `{job.variant}` {how}; its last words in {folder.log}: {' | '.join(last)[-2000:]}")

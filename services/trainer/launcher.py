@@ -46,6 +46,7 @@ class ChildLauncher:
             "MKL_NUM_THREADS": threads,
             "OMP_DYNAMIC": "FALSE",  # never fewer threads than asked: the split of a sum decides its last bits
             "MKL_DYNAMIC": "FALSE",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin at barriers make it ten times slower when anything else runs on these cores
             "PYTHONHASHSEED": "0",
             "TOKENIZERS_PARALLELISM": "false",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

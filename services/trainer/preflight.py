@@ -25,14 +25,24 @@ def check_base(base: Base, quantize: str) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Invalid(f"Base model `{base.name}`: {folder / 'config.json'} cannot be read ({error})", "Download it again.") from error
+        raise Invalid(
+            f"Base model `{base.name}`: {folder / 'config.json'} cannot be read ({error})", "Download it again."
+        ) from error
     if not config.get("architectures"):
-        raise Invalid(f"Base model `{base.name}`: {folder / 'config.json'} names no architecture", "Is it a causal language model?")
+        raise Invalid(
+            f"Base model `{base.name}`: {folder / 'config.json'} names no architecture",
+            "Is it a causal language model?",
+        )
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if not weights:
-        raise Invalid(f"Base model `{base.name}`: there is no .safetensors file in {folder}", "Convert its weights to safetensors.")
+        raise Invalid(
+            f"Base model `{base.name}`: there is no .safetensors file in {folder}",
+            "Convert its weights to safetensors.",
+        )
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        raise Invalid(f"Base model `{base.name}`: there is no tokenizer in {folder}", "Save its tokenizer beside the weights.")
+        raise Invalid(
+            f"Base model `{base.name}`: there is no tokenizer in {folder}", "Save its tokenizer beside the weights."
+        )
     needed = weights * (0.4 if quantize == "nf4" else 1.0)  # as stored; any real need is higher
     if needed > (memory := _total_memory()):
         raise Invalid(
@@ -67,7 +77,9 @@ def stop_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     Raises `Invalid` when the tokenizer has none, because the adapter could never learn to stop.
     """
     if tokenizer.eos_token_id is None:
-        raise Invalid(f"The tokenizer of {tokenizer.name_or_path} has no end-of-sequence token", "Set `eos_token` in its config.")
+        raise Invalid(
+            f"The tokenizer of {tokenizer.name_or_path} has no end-of-sequence token", "Set `eos_token` in its config."
+        )
     more = getattr(generation_config, "eos_token_id", None) or ()
     return frozenset((tokenizer.eos_token_id, *((more,) if isinstance(more, int) else more)))
 

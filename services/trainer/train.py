@@ -34,7 +34,6 @@ def train(job: Job, folder: JobFolder) -> None:
     """Make the adapter of `job` in `folder.adapter`."""
     say = _stopwatch()
     import torch
-    from transformers import GenerationConfig
 
     from services.trainer import tune
 

@@ -24,7 +24,10 @@ def load_tokenizer(job: Job) -> Any:
     if job.base.template:
         tokenizer.chat_template = job.base.template.read_text(encoding="utf-8")
     if tokenizer.chat_template is None:
-        raise Invalid(f"Base model `{job.base.name}` has no chat template", "Take its instruction-tuned sibling, or a local copy of it.")
+        raise Invalid(
+            f"Base model `{job.base.name}` has no chat template",
+            "Take its instruction-tuned sibling, or a local copy of it.",
+        )
     return tokenizer
 
 
@@ -41,16 +44,28 @@ def load_base(job: Job, device: str, quantize: str) -> Any:
         )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            job.base.path, revision=job.base.revision, dtype=kind, device_map={"": device}, quantization_config=four_bits
+            job.base.path,
+            revision=job.base.revision,
+            dtype=kind,
+            device_map={"": device},
+            quantization_config=four_bits,
         )
     except (OSError, ValueError) as error:
         if disk_full(error, job.base.path):
             raise
-        raise Invalid(f"Base model `{job.base.name}` cannot be loaded: {error}", "Is it a complete causal language model?") from error
+        raise Invalid(
+            f"Base model `{job.base.name}` cannot be loaded: {error}", "Is it a complete causal language model?"
+        ) from error
 
 
 def make_trainer(
-    job: Job, folder: JobFolder, model: Any, tokenizer: Any, corpora: Mapping[str, Corpus], order: Sequence[Draw], device: str
+    job: Job,
+    folder: JobFolder,
+    model: Any,
+    tokenizer: Any,
+    corpora: Mapping[str, Corpus],
+    order: Sequence[Draw],
+    device: str,
 ) -> Any:
     """TRL's SFTTrainer with a LoRA on `model`; it sees the examples exactly in `order`."""
     import torch
@@ -108,13 +123,17 @@ def make_trainer(
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=Dataset.from_dict({"input_ids": [list(row.ids) for row in rows], "labels": [row.labels for row in rows]}),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [list(row.ids) for row in rows], "labels": [row.labels for row in rows]}
+        ),
         processing_class=tokenizer,
         peft_config=lora,
         callbacks=[reporter(folder.progress, step_tokens)],
     )
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # TRL makes a LoRA on a quantised base bfloat16, where small updates round to nothing
+        if (
+            parameter.requires_grad
+        ):  # TRL makes a LoRA on a quantised base bfloat16, where small updates round to nothing
             parameter.data = parameter.data.to(torch.float32)
     return trainer
 
@@ -123,7 +142,9 @@ def _check_targets(model: Any, targets: tuple[str, ...] | str) -> None:
     """Raises `Invalid` when a LoRA target names no layer of the model."""
     import torch
 
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    linear = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    } - {"lm_head"}
     if not isinstance(targets, str) and (unknown := sorted(set(targets) - linear)):
         raise Invalid(
             f"`training.lora.targets`: the base has no layer called {', '.join(unknown)}",

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from understudy.cli.checks import everything
+from understudy.cli.machine import machine
 from understudy.cli.run import DataOption
 from understudy.cli.session import data_folder
+from understudy.cli.software import software
 from understudy.settings import Settings
 
 STYLE = {"ok": "green", "warn": "yellow", "fail": "red bold"}
@@ -30,7 +31,7 @@ def doctor(
     understudy doctor
     understudy doctor --json | jq '.[] | select(.status != "ok")'
     """
-    checks = list(everything(data_folder(data), Settings().models))
+    checks = [*software(), *machine(data_folder(data), Settings().models)]
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:

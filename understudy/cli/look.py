@@ -13,7 +13,7 @@ from rich.table import Table
 from understudy.cli.client import Folder
 from understudy.cli.run import DataOption, ServerOption, report_page, show_report
 from understudy.cli.session import data_folder, interruptible, lookup
-from understudy.cli.table import print_wide
+from understudy.cli.table import output
 from understudy.cli.watch import watch as follow
 from understudy.errors import Invalid
 
@@ -52,7 +52,7 @@ def report(
     """
     folder = data_folder(data)
     with lookup(server, folder) as source:
-        code = show_report(source, source.run(run), folder, Console())
+        code = show_report(source, source.run(run), folder, output())
     if show:
         webbrowser.open(report_page(folder, run).as_uri())
     raise typer.Exit(code)
@@ -79,7 +79,7 @@ def runs(server: ServerOption = None, data: DataOption = None) -> None:
             state.recipe.base,
         )
     if states:
-        print_wide(Console(), table)
+        output().print(table)
     else:
         Console(stderr=True).print(
             f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml", highlight=False

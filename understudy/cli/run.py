@@ -15,7 +15,7 @@ from rich.console import Console
 from understudy.cli.client import Gateway, NotThere, Runs
 from understudy.cli.prepare import prepare, upload
 from understudy.cli.session import data_folder, interruptible, session
-from understudy.cli.table import comparison, headline, print_wide
+from understudy.cli.table import comparison, headline, output
 from understudy.cli.watch import watch
 from understudy.errors import Invalid, disk_full
 from understudy.ledger import RunState
@@ -73,7 +73,7 @@ def run(
     Interrupt it at any time: the same command resumes. Once finished, the same command shows the result again at once.
     Exit code: 0 all variants compared, 3 some failed, 1 no report, 130 interrupted.
     """
-    out, err, folder = Console(), Console(stderr=True), data_folder(data)
+    out, err, folder = output(), Console(stderr=True), data_folder(data)
     models = None if server else Settings().models
     ready = prepare(recipe, source or (), base, models)
     if models:
@@ -126,7 +126,7 @@ def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
             else f"Run {state.id} has no report yet"
         )
     report, page = source.report(state)
-    print_wide(out, comparison(report))
+    out.print(comparison(report))
     out.print(f"\n{headline(report)}", markup=False, highlight=False, soft_wrap=True)
     path = report_page(data, state.id)
     try:

@@ -5,6 +5,7 @@ Rows are panel x metric, columns are variants. Reads `report.json` only; compute
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -25,7 +26,7 @@ def comparison(report: dict[str, Any]) -> RenderableType:
     for column in ("panel", "n", "metric"):
         table.add_column(column, no_wrap=True, justify="right" if column == "n" else "left")
     for name in variants:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for panel in report["panels"]:
         for index, metric in enumerate(panel["metrics"]):
             head = (panel["name"], str(panel["n"])) if index == 0 else ("", "")
@@ -59,12 +60,9 @@ def headline(report: dict[str, Any]) -> str:
     return "\n".join(sentences)
 
 
-def print_wide(console: Console, content: RenderableType) -> None:
-    """Print without wrapping when nobody looks at a terminal: one table row stays one line for grep and diff."""
-    if console.is_terminal:
-        console.print(content)
-    else:
-        console.print(content, width=1000, soft_wrap=True)
+def output() -> Console:
+    """Standard output; as wide as needed when nobody looks at a terminal, so that a table row stays one line for grep."""
+    return Console() if sys.stdout.isatty() else Console(width=1000)
 
 
 def _cell(cell: dict[str, Any] | None, failed: bool) -> Text:

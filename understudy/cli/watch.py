@@ -112,21 +112,25 @@ def _line(station: Station, progress: Progress | None) -> tuple[str, str]:
 
 
 def view(state: RunState, elapsed: float, silent: bool) -> RenderableType:
-    """The panel of one run: a row per variant with its stations, and what it is doing."""
+    """The panel of one run: for each variant its stations, and below them what it is doing; fits into 80 columns."""
     table = Table.grid(padding=(0, 2))
-    if state.progress and state.status == "running":
-        table.add_row(Text("run", style="bold"), Text(""), *_doing(state.progress))
+    if state.progress and state.status in ("queued", "running"):
+        table.add_row(Text("run", style="bold"), _doing(state.progress))
     for name, variant in state.variants.items():
-        table.add_row(Text(name, style="bold"), _stations(variant), *_now(variant))
+        table.add_row(Text(name, style="bold", overflow="fold"), _stations(variant))
+        if variant.stage == "failed":
+            table.add_row("", Text(variant.reason or "", style="red"))
+        elif variant.progress and variant.stage in AT:
+            table.add_row("", _doing(variant.progress))
     note = "reconnecting …" if silent else state.status
     color = {"finished": "green", "failed": "red"}.get(state.status, "yellow" if silent else "cyan")
-    return Panel(table, title=f"{state.id}", subtitle=f"{note} · {duration(elapsed)}", border_style=color, expand=False)
+    return Panel(table, title=state.id, subtitle=f"{note} · {duration(elapsed)}", border_style=color)
 
 
 def _stations(variant: VariantState) -> Text:
     """datagen ✓ → trainer ● → ..., in the order of the belt."""
     if variant.stage == "failed":
-        return Text("left the belt", style="red")
+        return Text("failed", style="red")
     here = STATIONS.index(AT[variant.stage]) if variant.stage in AT else len(STATIONS)
     text = Text()
     for index, station in enumerate(STATIONS):
@@ -135,19 +139,14 @@ def _stations(variant: VariantState) -> Text:
     return text
 
 
-def _now(variant: VariantState) -> tuple[RenderableType, ...]:
-    if variant.stage == "failed":
-        return Text(""), Text("failed", style="red"), Text(variant.reason or "", style="red")
-    if variant.stage == "scored":
-        return Text(""), Text("scored", style="green"), Text("")
-    return _doing(variant.progress)
-
-
-def _doing(progress: Progress | None) -> tuple[RenderableType, ...]:
-    if progress is None:
-        return Text(""), Text("waiting", style="dim"), Text("")
+def _doing(progress: Progress) -> RenderableType:
+    row = Table.grid(padding=(0, 1))
     bar = ProgressBar(total=progress.total, completed=min(progress.done, progress.total), width=20)
-    return bar if progress.total else Text(""), Text(progress.step), Text(figures(progress), style="dim")
+    counted = f"{progress.done:,}/{progress.total:,}" if progress.total else ""
+    row.add_row(
+        *([bar] if progress.total else []), Text(f"{progress.step} {counted}"), Text(figures(progress), style="dim")
+    )
+    return row
 
 
 def figures(progress: Progress) -> str:

@@ -49,4 +49,5 @@ class Family(Protocol):
 
 def ratio(part: Floats, whole: Floats, empty: float) -> Floats:
     """part / whole, and `empty` where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, empty), where=whole != 0)
+    result: Floats = np.full(np.broadcast(part, whole).shape, empty, dtype=np.float64)
+    return np.divide(part, whole, out=result, where=whole != 0)

@@ -15,12 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from understudy import stack as supervisor_module
 from understudy import stackfile
 from understudy.errors import Fatal
 from understudy.stack import Stack
 from understudy.stackfile import running
 
-SERVICE = '''
+SERVICE = """
 import http.server, os, pathlib, signal, sys, time
 name, behaviour = sys.argv[1:3]
 marks = pathlib.Path(os.environ["UNDERSTUDY_DATA"]) / "marks"
@@ -41,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["UNDERSTUDY_PORT"])), Handler).serve_forever()
-'''
+"""
 
 
 @pytest.fixture
@@ -117,7 +118,11 @@ def test_dead_service_comes_back_on_its_port(stack: Stack) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/die")
     until(lambda: said and _answers(port))
-    (pid,) = [int(mark.name.split("-")[1]) for mark in (stack.data / "marks").glob("trainer-*") if _alive(int(mark.name.split("-")[1]))]
+    (pid,) = [
+        int(mark.name.split("-")[1])
+        for mark in (stack.data / "marks").glob("trainer-*")
+        if _alive(int(mark.name.split("-")[1]))
+    ]
     os.kill(pid, signal.SIGKILL)
     until(lambda: len(said) == 2 and _answers(port))
     assert "exit code 9" in said[0]
@@ -132,7 +137,9 @@ def _answers(port: int) -> bool:
         return False
 
 
-def test_stop_leaves_no_process_no_file_and_a_free_folder(tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]) -> None:
+def test_stop_leaves_no_process_no_file_and_a_free_folder(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]
+) -> None:
     """Even a service that ignores SIGTERM is gone, and the folder can be taken again at once."""
     data = tmp_path / "data"
     with Stack(data, commands=commands(trainer="stubborn"), grace=0.5) as stack:
@@ -145,7 +152,9 @@ def test_stop_leaves_no_process_no_file_and_a_free_folder(tmp_path: Path, comman
         again.wait_ready(timeout=30)
 
 
-def test_fatal_exit_is_not_restarted_and_last_words_are_shown(tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]) -> None:
+def test_fatal_exit_is_not_restarted_and_last_words_are_shown(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]
+) -> None:
     """Exit code 70 ends the stack at once, with the last line that the service wrote."""
     data = tmp_path / "data"
     with Stack(data, commands=commands(evaluator="fatal"), grace=2) as stack, pytest.raises(Fatal) as caught:
@@ -157,10 +166,16 @@ def test_fatal_exit_is_not_restarted_and_last_words_are_shown(tmp_path: Path, co
     assert processes(data) == []
 
 
-def test_five_quick_deaths_end_the_stack(tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]) -> None:
+def test_five_quick_deaths_end_the_stack(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A service that always crashes is tried five times, then its last words end the stack."""
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.02)
     data = tmp_path / "data"
-    with Stack(data, commands=commands(datagen="crash"), grace=2) as stack, pytest.raises(Fatal, match="always the same trouble"):
+    with (
+        Stack(data, commands=commands(datagen="crash"), grace=2) as stack,
+        pytest.raises(Fatal, match="always the same trouble"),
+    ):
         stack.wait_ready(timeout=30)
     assert len(list((data / "marks").glob("datagen-*"))) == 5
 
@@ -172,8 +187,11 @@ def test_second_stack_on_a_folder_is_refused(stack: Stack) -> None:
     assert running(stack.data) == stack.url
 
 
-def test_port_in_use_names_port_and_holder(tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]) -> None:
+def test_port_in_use_names_port_and_holder(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The message says which port, which process, and what to do; nothing is left running and the folder is free again."""
+    monkeypatch.setattr(supervisor_module, "PORT_PATIENCE", 0.2)
     data = tmp_path / "data"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from understudy.artifacts import FsspecArtifactStore
 from understudy.contracts import Artifact
 from understudy.records import Example, Provenance, Turn, write_jsonl
 
-WORDS = "the film was good bad fine dull a bright slow story with and of an actor plot scene music never again very quite".split()
+WORDS = [
+    "the",
+    "film",
+    "was",
+    "good",
+    "bad",
+    "fine",
+    "dull",
+    "a",
+    "bright",
+    "slow",
+    "story",
+    "with",
+    "and",
+    "of",
+    "an",
+    "actor",
+    "plot",
+    "scene",
+    "music",
+    "never",
+    "again",
+    "very",
+    "quite",
+]
 
 
-def examples(count: int, name: str = "remarks", words: int = 5) -> list[Example]:
+def make_examples(count: int, name: str = "remarks", words: int = 5) -> list[Example]:
     """`count` examples of various lengths whose answer follows from the text."""
     rows = []
     for n in range(count):
@@ -45,7 +71,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = [f"### User:\nGood or bad? {' '.join(WORDS)}\n### Assistant:\npositive negative"] * 4
     bpe.train_from_iterator(
         corpus,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(folder)
@@ -66,13 +94,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models_folder
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> FsspecArtifactStore:
-    return FsspecArtifactStore((tmp_path / "store").as_uri(), tmp_path / "cache")
+@pytest.fixture(scope="session")
+def examples() -> Callable[..., list[Example]]:
+    """`examples(count, name="remarks", words=5)`."""
+    return make_examples
 
 
-def put_dataset(store: FsspecArtifactStore, folder: Path, name: str, rows: list[Example]) -> Artifact:
-    """A dataset artifact with `rows` as its training split."""
+@pytest.fixture(scope="session")
+def put_dataset() -> Callable[[FsspecArtifactStore, Path, str, list[Example]], Artifact]:
+    """`put_dataset(store, folder, name, rows)`: a dataset artifact with `rows` as its training split."""
+    return store_dataset
+
+
+def store_dataset(store: FsspecArtifactStore, folder: Path, name: str, rows: list[Example]) -> Artifact:
     folder.mkdir(parents=True)
     write_jsonl(folder / "train.jsonl", rows)
     (folder / "card.json").write_text(json.dumps({"name": name}))

@@ -1,0 +1,270 @@
+"""The one endpoint, as an ASGI layer in front of this service's own API.
+
+Completions go to the engine that has the model, byte for byte both ways: only `model` is read from the body. Other
+families of OpenAI's API go to the service that has them. Everything else falls through to the app behind. A request
+for an engine that is starting waits; it is sent again only when no byte of an answer had come. Does not know what is
+in a completion, and starts no engine itself (`fleet.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+import orjson
+from fastapi.responses import JSONResponse
+from prometheus_client import Counter, Histogram
+
+from services.inference.upstream import HOP_BY_HOP, Exchange, Headers, Lost, Upstream
+from understudy.health import NotFound, error_response
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+REQUESTS = Counter("understudy_requests_total", "Completion requests answered", ["model", "status"])
+SECONDS = Histogram(
+    "understudy_request_seconds",
+    "From the request to the last byte of its answer",
+    ["model"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+)
+
+COMPLETIONS = frozenset(("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"))
+LOOK_AGAIN = 0.05
+"""Seconds between two looks at an engine that is starting."""
+SENDS = 3
+"""Times one request is given to an engine that ends the connection on it."""
+NOT_PASSED_ON = (HOP_BY_HOP | {b"date", b"server"}) - {b"content-length"}
+"""Response headers that our own server writes. The length stays: without it ours would send chunks."""
+
+
+class Routes(Protocol):
+    """What the gateway needs of the fleet."""
+
+    def route(self, model: str) -> str | None:
+        """URL of the engine that serves `model` now."""
+
+    def want(self, model: str) -> str | None:
+        """Bring `model` up; why that fails, if it does. Raises `NotFound`."""
+
+
+class Gone(Exception):
+    """The client hung up."""
+
+
+class Refused(Exception):
+    """The request is answered with this error."""
+
+    def __init__(self, response: JSONResponse) -> None:
+        self.response = response
+
+
+class Gateway:
+    """ASGI application; `families` maps a path prefix to the URL of the service that has it."""
+
+    def __init__(
+        self, app: App, routes: Routes, families: dict[str, tuple[str, str]], *, max_body: int, hold_seconds: float
+    ) -> None:
+        self._app, self._routes, self._families = app, routes, families
+        self._max_body, self._hold = max_body, hold_seconds
+        self._upstream = Upstream()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"] in COMPLETIONS and scope["method"] == "POST":
+            await self._complete(scope, receive, send)
+        elif family := self._family(scope["path"]):
+            await self._pass_on(*family, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _family(self, path: str) -> tuple[str, str] | None:
+        """Name and URL of the service that has `path`."""
+        parts = path.split("/", 3)
+        return self._families.get(f"/{parts[1]}/{parts[2]}") if len(parts) > 2 else None
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        known, status = "unknown", 499  # nginx's code for a client that hung up
+        try:
+            body = await _read(receive, self._max_body)
+            model = _model_of(body)
+            async with _Hangup(receive) as hangup:
+                url, exchange = await self._ask(model, scope, body, hangup)
+                known, status = model, exchange.status
+                try:
+                    await _answer(exchange, send)
+                finally:
+                    self._upstream.release(url, exchange)
+        except Refused as refusal:
+            status = refusal.response.status_code
+            await refusal.response(scope, receive, send)
+        except (Gone, Lost):  # nobody to tell, or too late: the missing end of the body says that the answer broke off
+            pass
+        finally:
+            REQUESTS.labels(known, str(status)).inc()
+            SECONDS.labels(known).observe(time.perf_counter() - started)
+
+    async def _ask(self, model: str, scope: Scope, body: bytes, hangup: _Hangup) -> tuple[str, Exchange]:
+        """Send the request to the engine of `model` until an answer begins."""
+        give_up, losses, reason = time.monotonic() + self._hold, 0, "it is starting"
+        start = b"POST " + scope["raw_path"]
+        while True:
+            url = self._routes.route(model)
+            if url is None:
+                try:
+                    reason = self._routes.want(model) or reason
+                except NotFound as error:
+                    raise Refused(error_response(404, str(error), param="model", code="model_not_found")) from None
+                url = self._routes.route(model)
+            if url is not None:
+                try:
+                    return url, await self._send(url, start, scope["headers"], body, hangup)
+                except OSError as error:
+                    reason = f"it ended the connection ({error})"
+                    if isinstance(error, Lost):
+                        losses += 1
+                        if error.started or losses >= SENDS:
+                            give_up = 0.0
+            hangup.check()
+            if time.monotonic() >= give_up:
+                message = f"The engine of `{model}` is not ready: {reason}. Try again in a moment."
+                raise Refused(_unavailable(message, "engine_not_ready"))
+            if losses != 1:  # the first loss may be a kept connection that had timed out: try at once
+                await asyncio.sleep(LOOK_AGAIN)
+
+    async def _send(self, url: str, start: bytes, headers: Headers, body: bytes, hangup: _Hangup) -> Exchange:
+        """One attempt: the exchange with its head read. Raises `Lost`, or another `OSError` when nothing was sent."""
+        exchange = await self._upstream.send(url, start, headers, body)
+        hangup.watch(exchange)
+        try:
+            return await exchange.head()
+        except BaseException:
+            self._upstream.release(url, exchange)
+            raise
+
+    async def _pass_on(self, name: str, url: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reverse proxy to another service; the body is sent on while it comes, and never twice."""
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        start = scope["method"].encode() + b" " + target
+        began = False
+        try:
+            exchange = await self._upstream.open(url, start, scope["headers"])
+            feeder = asyncio.ensure_future(_feed(exchange, receive))
+            try:
+                await exchange.head()
+                began = True
+                await _answer(exchange, send, bodyless=scope["method"] == "HEAD")
+            finally:
+                feeder.cancel()
+                exchange.abort()
+        except OSError as error:
+            if not began:  # else the missing end of the body says that the answer broke off
+                message = (
+                    f"The service that has {scope['path']} ({name}) does not answer: {error}. Try again in a moment."
+                )
+                await _unavailable(message, "service_unavailable")(scope, receive, send)
+
+
+class _Hangup:
+    """Notices that the client hung up, and drops the exchange it was waiting for."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Future[Any] | None = None
+
+    async def __aenter__(self) -> _Hangup:
+        self._task = asyncio.ensure_future(self._receive())
+        self._task.add_done_callback(self._done)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task
+        self._task.cancel()
+
+    def watch(self, exchange: Exchange) -> None:
+        """Drop `exchange` when the client hangs up."""
+        self._exchange = exchange
+
+    def check(self) -> None:
+        """Raise `Gone` when the client has hung up."""
+        if self._task and self._task.done():
+            raise Gone
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        if not task.cancelled() and self._exchange:
+            self._exchange.abort()
+
+
+async def _feed(exchange: Exchange, receive: Receive) -> None:
+    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange."""
+    try:
+        async for piece in _pieces(receive):
+            await exchange.write(piece)
+        await exchange.write(b"", last=True)
+        await receive()
+    except Gone:
+        pass
+    except OSError:  # the server reads no further: its answer says why
+        return
+    exchange.abort()
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    """The whole request body."""
+    pieces, size = [], 0
+    async for piece in _pieces(receive):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            message = f"The request body is larger than {limit} bytes. Send fewer or shorter messages."
+            raise Refused(error_response(413, message, code="request_too_large"))
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            raise Gone
+        yield event.get("body", b"")
+        if not event.get("more_body"):
+            return
+
+
+def _model_of(body: bytes) -> str:
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(error_response(400, f"The request body is not valid JSON: {error}")) from None
+    model = request.get("model") if isinstance(request, dict) else None
+    if not isinstance(model, str) or not model:
+        raise Refused(
+            error_response(400, "You must provide a `model`, as text. GET /v1/models lists them.", param="model")
+        )
+    return model
+
+
+def _unavailable(message: str, code: str) -> JSONResponse:
+    response = error_response(503, message, code=code)
+    response.headers["retry-after"] = "5"
+    return response
+
+
+async def _answer(exchange: Exchange, send: Send, bodyless: bool = False) -> None:
+    """Pass the response on, piece by piece."""
+    headers = [header for header in exchange.headers if header[0] not in NOT_PASSED_ON]
+    await send({"type": "http.response.start", "status": exchange.status, "headers": headers})
+    more = not bodyless
+    while more:
+        piece = await exchange.body()
+        more = not exchange.complete
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
+    if bodyless:
+        await send({"type": "http.response.body", "body": b""})

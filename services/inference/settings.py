@@ -1,0 +1,45 @@
+"""Settings of inference, on top of those every service has."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+from pydantic import Field
+
+from understudy.settings import Settings
+
+HttpUrl = Annotated[str, Field(pattern=r"^(http://[^/:]+(:\d+)?/?)?$")]
+"""`http://host[:port]`, or empty."""
+
+
+class InferenceSettings(Settings):
+    """The endpoint, the engines behind it, and the services it passes other families on to."""
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    base: str = ""
+    """Base whose engine is started at once; others start when a run or a request wants them."""
+    datagen_url: HttpUrl = "http://127.0.0.1:8001"
+    trainer_url: HttpUrl = "http://127.0.0.1:8002"
+    evaluator_url: HttpUrl = "http://127.0.0.1:8003"
+    max_body: int = Field(default=32 * 1024**2, gt=0)
+    """Bytes of a completion request; uploads are bounded by the service that takes them."""
+    hold_seconds: float = Field(default=60, ge=0)
+    """How long a request waits for an engine that is starting before it is answered with 503."""
+
+    engine_url: HttpUrl = ""
+    """An engine that runs elsewhere and reads the same cache folder. Empty: engines are our children."""
+    engine_threads: int = Field(default=min(16, os.cpu_count() or 1), ge=1, le=256)
+    """CPU threads of an engine; not pinned, so that a training beside it gets its share."""
+    engine_dtype: str = "float32"
+    """float32 repeats to the last digit that matters to the gate; on a GPU set `auto`."""
+    engine_timeout: float = Field(default=300, gt=0)
+    """Seconds an engine may take until it is healthy."""
+    max_model_len: int = Field(default=1024, ge=16)
+    """Tokens of prompt and answer, bounded by what the base can."""
+    max_lora_rank: int = Field(default=16, ge=1)
+    """Rank that engines are ready for; one that meets a larger adapter restarts once with that."""
+    kv_cache_gib: int = Field(default=1, ge=1)
+    gate_tolerance: float = Field(default=0.05, gt=0)
+    """Nats that engine and trainer may differ by in a token's log-probability, on average over an adapter's probes.
+    See `gate.py` for what was measured."""

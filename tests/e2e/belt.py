@@ -1,0 +1,68 @@
+"""A small run of the whole belt: its recipe, its command, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+UNDERSTUDY = Path(sys.executable).with_name("understudy")
+
+
+@dataclass
+class Belt:
+    """One data folder and the command that makes the run in it."""
+
+    recipe: Path
+    data: Path
+
+    def command(self) -> list[str]:
+        return [str(UNDERSTUDY), "run", str(self.recipe), "--data", str(self.data)]
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def artifacts(self) -> dict[str, str]:
+        """Key -> digest of every finished artifact of the run."""
+        refs = self.data / "artifacts" / "refs"
+        return {
+            path.relative_to(refs).as_posix(): json.loads(path.read_text())["sha256"] for path in refs.rglob("*.json")
+        }
+
+    def processes(self) -> dict[int, str]:
+        """Pid -> command line of everything alive that belongs to this data folder."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    environment = (entry / "environ").read_bytes().split(b"\0")
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if f"UNDERSTUDY_DATA={self.data.resolve()}".encode() in environment and command:
+                    found[int(entry.name)] = command
+        return found
+
+
+def small_recipe(folder: Path) -> Path:
+    """The quickstart with fewer rows, written to `folder`."""
+    recipe = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+    recipe["name"] = "small"
+    recipe["datasets"]["remarks"] |= {
+        "source": str(ROOT / "examples/remarks.csv"),
+        "rows": {"train": 96, "validation": 8, "test": 40},
+    }
+    recipe["datasets"]["general"] |= {"source": str(ROOT / "examples/general.jsonl"), "rows": {"train": 64, "test": 12}}
+    recipe["training"] |= {"epochs": 2, "checkpoint_every": 3}
+    panels = recipe["evaluation"]["panels"]
+    panels["out-of-sample"] |= {"prompts": str(ROOT / "examples/out-of-sample.jsonl"), "max_tokens": 16}
+    panels["general"]["max_tokens"] = 16
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path

@@ -1,0 +1,201 @@
+"""The whole belt, started by the command a user types: complete, resumable, and unmoved by kill -9 of any of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from belt import UNDERSTUDY, Belt, small_recipe
+
+from understudy.bus.embedded import EmbeddedBus
+from understudy.ledger import Ledger, RunState
+from understudy.topics import TABLE
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def messages(belt: Belt) -> dict[str, int]:
+    """Topic -> messages on the bus, apart from progress."""
+    bus = EmbeddedBus(belt.data / "bus.sqlite")
+    return {topic.name: sum(1 for r in bus.replay([topic.name]) if r) for topic in TABLE if topic.name != "progress"}
+
+
+def state(belt: Belt) -> RunState | None:
+    if not (belt.data / "bus.sqlite").exists():
+        return None
+    bus = EmbeddedBus(belt.data / "bus.sqlite")
+    runs = Ledger(bus).load().runs()
+    bus.close()
+    return runs[0] if runs else None
+
+
+def test_a_run_ends_with_a_table_and_a_page(undisturbed: tuple[Belt, str]) -> None:
+    belt, said = undisturbed
+    for panel in ("in-domain", "general", "out-of-sample"):
+        assert panel in said
+    assert re.search(r"\[\s*\d", said), "no intervals in the table"
+    [page] = (belt.data / "reports").glob("*.html")
+    text = page.read_text()
+    assert "<svg" in text
+    assert not re.search(r"""(src|href)=["']?https?://""", text), "the page must work without a network"
+    assert not belt.processes()
+
+
+def test_nothing_is_doubled_on_the_bus(undisturbed: tuple[Belt, str]) -> None:
+    assert messages(undisturbed[0]) == {
+        "run-requested": 1,
+        "training-requested": 3,
+        "model-trained": 3,
+        "model-served": 3,
+        "variant-finished": 3,
+        "report-published": 1,
+        "dead-letters": 0,
+    }
+
+
+def test_the_same_command_again_shows_the_result_at_once(undisturbed: tuple[Belt, str]) -> None:
+    belt, _ = undisturbed
+    before = belt.artifacts()
+    began = time.monotonic()
+    again = subprocess.run(belt.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout
+    assert time.monotonic() - began < 60
+    assert "in-domain" in again.stdout
+    assert belt.artifacts() == before
+    assert messages(belt)["training-requested"] == 3
+
+
+def test_the_report_says_what_was_measured(undisturbed: tuple[Belt, str]) -> None:
+    belt, _ = undisturbed
+    key = next(key for key in belt.artifacts() if key.endswith("/report.json"))
+    manifest = belt.data / "artifacts/manifests" / f"{belt.artifacts()[key]}.json"
+    files = json.loads(manifest.read_text())
+    report: dict[str, Any] = json.loads((belt.data / "artifacts/blobs" / files["report.json"]["sha256"]).read_text())
+    panels = {panel["name"]: panel for panel in report["panels"]}
+    assert [panel["n"] for panel in panels.values()] == [40, 12, 24]
+    for panel in panels.values():
+        for metric in panel["metrics"]:
+            assert set(metric["cells"]) == {"base", "remarks-only", "remarks+general"}
+            for cell in metric["cells"].values():
+                assert cell["low"] <= cell["value"] <= cell["high"]
+
+
+def kill(belt: Belt, pattern: str) -> bool:
+    """SIGKILL the one process whose command matches; False while there is none."""
+    for pid, command in belt.processes().items():
+        if re.search(pattern, command) and "child.py" not in command:
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+def test_kill_9_of_every_process_leaves_the_same_artifacts(tmp_path: Path, undisturbed: tuple[Belt, str]) -> None:
+    belt = Belt(small_recipe(tmp_path), tmp_path / "data")
+
+    def at(station: str, done: int) -> Callable[[RunState], bool]:
+        """While `station` is at work on some variant, and has done that much."""
+
+        def holds(run: RunState) -> bool:
+            words = [v.progress for v in run.variants.values()]
+            return any(p and p.station == station and p.done >= done for p in words)
+
+        return holds
+
+    # What to kill, and when; the names are of the command lines.
+    plan: list[tuple[str, str, Callable[[RunState], bool]]] = [
+        ("datagen", r"-m services\.datagen", lambda run: True),
+        ("trainer", r"-m services\.trainer$|-m services\.trainer ", at("trainer", 4)),
+        ("training", r"services\.trainer\.train ", at("trainer", 7)),
+        ("inference", r"-m services\.inference", lambda run: any(v.stage == "serving" for v in run.variants.values())),
+        ("evaluator", r"-m services\.evaluator", at("evaluator", 1)),
+        (
+            "engine",
+            r"vllm\.entrypoints|VLLM::EngineCore",
+            lambda run: sum(v.stage == "evaluating" for v in run.variants.values()) > 0,
+        ),
+    ]
+    killed: list[str] = []
+    process = belt.start()
+    deadline = time.monotonic() + 540
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            run = state(belt)
+            for name, pattern, due in plan:
+                if run and name not in killed and due(run) and kill(belt, pattern):
+                    killed.append(name)
+        said, _ = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert sorted(killed) == sorted(name for name, *_ in plan), f"killed only {killed}: {said}"
+    assert belt.artifacts() == undisturbed[0].artifacts()
+    assert messages(belt) == messages(undisturbed[0])
+    assert not belt.processes()
+
+
+def test_kill_9_of_the_command_ends_everything_and_the_same_command_resumes(
+    tmp_path: Path, undisturbed: tuple[Belt, str]
+) -> None:
+    belt = Belt(small_recipe(tmp_path), tmp_path / "data")
+    process = belt.start()
+    deadline = time.monotonic() + 240
+    while not (
+        (run := state(belt))
+        and any(v.stage == "training" and v.progress and v.progress.done >= 3 for v in run.variants.values())
+    ):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    gone = time.monotonic() + 10
+    while belt.processes() and time.monotonic() < gone:
+        time.sleep(0.1)
+    assert not belt.processes(), "orphans"
+    done = subprocess.run(belt.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout
+    assert belt.artifacts() == undisturbed[0].artifacts()
+
+
+def test_the_openai_sdk_talks_to_base_and_adapters(undisturbed: tuple[Belt, str]) -> None:
+    """`understudy up` on the finished data folder: its models are served again, from the log alone."""
+    import openai
+
+    belt, _ = undisturbed
+    command = [str(UNDERSTUDY), "up", "--data", str(belt.data), "--port", "18473"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client = openai.OpenAI(base_url="http://127.0.0.1:18473/v1", api_key="none", max_retries=0, timeout=180)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                models = [model.id for model in client.models.list()]
+                break
+            except (openai.APIConnectionError, httpx.HTTPError, openai.InternalServerError):
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        assert len(models) == 3
+        question: Any = [{"role": "user", "content": "Is this positive or negative? Broke after a week."}]
+        for model in models:
+            answer = client.chat.completions.create(model=model, messages=question, max_tokens=8, temperature=0)
+            whole = answer.choices[0].message.content
+            parts = client.chat.completions.create(
+                model=model, messages=question, max_tokens=8, temperature=0, stream=True
+            )
+            assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == whole
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="nobody", messages=question)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) is not None
+    assert not belt.processes()

@@ -1,0 +1,191 @@
+"""The llm generator against a real HTTP endpoint that fails in every way it may: nothing lost, nothing paid twice, never over budget."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from services.datagen.filters import Candidate
+from services.datagen.generate import Writer, Written
+from understudy.contracts import Progress
+from understudy.errors import Invalid, Transient
+from understudy.recipe import Generator
+
+LABELS = ("negative", "positive")
+GOOD = {"instruction": "Please say if this is negative or positive.", "answer": "positive"}
+PROMPT_TOKENS, COMPLETION_TOKENS = 100, 20
+USD = (PROMPT_TOKENS * 0.15 + COMPLETION_TOKENS * 0.60) / 1e6
+
+
+@dataclass
+class Endpoint:
+    """A small OpenAI-compatible server with the faults of the day: text of the row -> answers to give before the good one."""
+
+    url: str = ""
+    faults: dict[str, list[Any]] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    delay: float = 0.0
+    always: Any = None
+
+    async def answer(self, request: Request) -> Response:
+        import asyncio
+
+        body = await request.json()
+        text = json.loads(body["messages"][1]["content"])["text"]
+        self.bodies.append(body)
+        self.asked[text] += 1
+        await asyncio.sleep(self.delay)
+        fault = self.always if self.always is not None else self.faults[text].pop(0) if self.faults.get(text) else GOOD
+        if isinstance(fault, int):
+            return JSONResponse({"error": {"message": f"status {fault}"}}, fault, {"retry-after-ms": "1"})
+        self.answered[text] += 1
+        content = fault if isinstance(fault, str) else json.dumps(fault)
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS, "total_tokens": 0}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    state, app = Endpoint(), FastAPI()
+    app.add_api_route("/v1/chat/completions", state.answer, methods=["POST"])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    state.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    yield state
+    server.should_exit = True
+    thread.join()
+
+
+def rows(count: int) -> list[tuple[str, Candidate]]:
+    return [(f"id{n}", Candidate(n, f"key{n}", f"text {n}", "positive", "positive")) for n in range(count)]
+
+
+def writer(endpoint: Endpoint, work: Path, **more: Any) -> Writer:
+    return Writer(Generator(kind="llm", model="m", base_url=endpoint.url, **more), LABELS, 17, work / "written.jsonl")
+
+
+def run(job: Writer, asked: list[tuple[str, Candidate]]) -> tuple[list[Written], list[Progress]]:
+    said: list[Progress] = []
+    steps = job.write(asked, lambda done, total, figures: Progress(run="r", station="datagen", step="s", done=done, total=total, figures=figures))
+    while True:
+        try:
+            said.append(next(steps))
+        except StopIteration as end:
+            return end.value, said
+
+
+def test_every_row_gets_its_instruction_whatever_the_order_of_answers(endpoint: Endpoint, tmp_path: Path) -> None:
+    """429, 500 and connection trouble are retried below; malformed and wrong answers are sent back with the reason."""
+    endpoint.faults = {
+        "text 0": [429, 500],
+        "text 1": ["not json", GOOD | {"answer": "negative"}],
+        "text 2": [503],
+        "text 3": [GOOD | {"instruction": "This is clearly positive"}],
+    }
+    written, said = run(writer(endpoint, tmp_path, concurrency=4), rows(10))
+    assert [line.id for line in written] == [f"id{n}" for n in range(10)]
+    assert {line.instruction for line in written} == {GOOD["instruction"]}
+    assert written[1].usd == pytest.approx(3 * USD), "every answer is paid for, usable or not"
+    assert endpoint.asked["text 0"] == 3
+    assert said[-1].done == said[-1].total == 10
+    assert said[-1].figures["cost_usd"] == pytest.approx(13 * USD)
+    told = [body["messages"][-1]["content"] for body in endpoint.bodies if len(body["messages"]) > 2]
+    assert any("the answer is `negative` where the right label is `positive`" in text for text in told)
+    assert endpoint.bodies[0]["response_format"]["type"] == "json_schema"
+
+
+def test_a_row_that_never_gets_a_usable_answer_is_rejected_with_the_reason(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.faults = {"text 1": ["no"] * 9, "text 2": [400]}
+    written, _ = run(writer(endpoint, tmp_path), rows(4))
+    assert [line.instruction is None for line in written] == [False, True, True, False]
+    assert written[1].reason == 'no usable instruction after 3 tries: it is not JSON of the form {"instruction": "...", "answer": "..."}'
+    assert endpoint.asked["text 1"] == 3
+    assert "status 400" in str(written[2].reason)
+
+
+def test_an_endpoint_that_refuses_everything_ends_the_job(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.always = 401
+    with pytest.raises(Invalid, match="status 401"):
+        run(writer(endpoint, tmp_path, concurrency=2), rows(100))
+    assert sum(endpoint.asked.values()) < 10
+
+
+def test_an_endpoint_that_is_gone_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from understudy import chat
+
+    few = chat.ChatClient.__init__
+    monkeypatch.setattr(chat.ChatClient, "__init__", lambda self, url, **more: few(self, url, **more, tries=1))
+    with pytest.raises(Transient, match="did not answer"):
+        run(writer(Endpoint("http://127.0.0.1:9/v1"), tmp_path, concurrency=2), rows(5))
+
+
+def test_the_budget_is_never_passed_and_the_first_rows_get_it(endpoint: Endpoint, tmp_path: Path) -> None:
+    job = writer(endpoint, tmp_path, concurrency=4, budget_usd=0.002)
+    written, said = run(job, rows(200))
+    answered = sum(endpoint.answered.values())
+    made = [line for line in written if line.instruction]
+    assert answered * USD <= 0.002
+    assert 0 < len(made) < 200
+    assert all(line.instruction for line in written[: len(made) - 4]), "asked in the order given"
+    assert written[-1].reason == "the budget of $0.002 is spent"
+    assert said[-1].figures["cost_usd"] == pytest.approx(answered * USD)
+    again, _ = run(writer(endpoint, tmp_path, concurrency=4, budget_usd=0.002), rows(200))
+    assert [(line.id, line.instruction) for line in again] == [(line.id, line.instruction) for line in written]
+    assert sum(endpoint.answered.values()) == answered, "a job that ended stays ended"
+
+
+def test_finished_rows_are_not_asked_again_and_a_torn_line_is(endpoint: Endpoint, tmp_path: Path) -> None:
+    first, _ = run(writer(endpoint, tmp_path), rows(6))
+    log = tmp_path / "written.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # the power went while the fifth was written
+    kept = {json.loads(line)["id"] for line in lines[:4]}
+    second, _ = run(writer(endpoint, tmp_path), rows(6))
+    assert second == first
+    assert {text for text, count in endpoint.asked.items() if count == 2} == {f"text {n}" for n in range(6) if f"id{n}" not in kept}
+    assert len([json.loads(line) for line in log.read_text().splitlines()]) == 6
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_generate import Endpoint, rows, run, writer
+run(writer(Endpoint({url!r}), Path({work!r}), concurrency=4), rows(40))
+"""
+
+
+def test_kill_9_pays_again_only_for_rows_under_way(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.delay = 0.05
+    script = KILLED.format(here=str(Path(__file__).parent), url=endpoint.url, work=str(tmp_path))
+    for round_ in (1, 2):
+        child = subprocess.Popen([sys.executable, "-c", script])
+        while sum(endpoint.answered.values()) < 10 * round_ and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    written, _ = run(writer(endpoint, tmp_path, concurrency=4), rows(40))
+    assert all(line.instruction for line in written)
+    repeated = sum(count - 1 for count in endpoint.asked.values())
+    assert repeated <= 2 * 4, "at most the rows under way at each kill"
+    assert len({json.loads(line)["id"] for line in (tmp_path / "written.jsonl").read_text().splitlines()}) == 40

@@ -1,0 +1,238 @@
+"""A small run to evaluate: real artifacts in a real store, and a real HTTP endpoint that answers like an engine would."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from understudy.contracts import Artifact, ModelServed
+from understudy.ports import free_ports
+from understudy.recipe import Recipe, parse, prompts_dataset
+from understudy.records import DatasetCard, Example, Provenance, Turn, write_jsonl
+from understudy.testing import local_store
+
+LABELS = ("negative", "positive")
+GOOD, BAD = ("lovely", "bright", "warm"), ("dull", "weak", "cold")
+SKILL = {"base": 0.55, "tuned": 0.85, "broad": 0.75}
+"""How often each model names the right class."""
+
+
+@dataclass
+class Endpoint:
+    """An OpenAI-compatible server in a thread; what it answers depends only on model and prompt."""
+
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    hold_after: int | None = None
+    """Answer so many requests, then no more until it is None again."""
+    missing: set[str] = field(default_factory=set)
+    """Models it does not know."""
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.post("/v1/chat/completions")
+        async def complete(request: Request) -> JSONResponse:
+            import asyncio
+
+            body = await request.json()
+            self.requests.append(body)
+            number = len(self.requests)
+            while self.hold_after is not None and number > self.hold_after:
+                await asyncio.sleep(0.01)
+            if body["model"] in self.missing:
+                return JSONResponse({"error": {"message": f"no model {body['model']}"}}, status_code=404)
+            if "OVERLONG" in body["messages"][0]["content"]:
+                return JSONResponse({"error": {"message": "maximum context length is 512"}}, status_code=400)
+            await asyncio.sleep(0.002 * (number % 3))  # so that answers come out of order
+            return JSONResponse(answer(body))
+
+        return app
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """One completion: tokens are words, and a rendering is `role: words ...` per turn plus `assistant:`."""
+    prompt = [turn for turn in body["messages"] if turn["role"] != "assistant"]
+    ids = _tokens(" ".join(f"{turn['role']}: {turn['content']}" for turn in prompt) + " assistant:")
+    reply: dict[str, Any] = {"object": "chat.completion", "model": body["model"]}
+    text = _say(body["model"], prompt[-1]["content"])
+    if "prompt_logprobs" in body:
+        assert body["continue_final_message"] is True
+        assert body["add_generation_prompt"] is False
+        assert body["max_tokens"] == 1
+        ids += _tokens(body["messages"][-1]["content"])
+        worth = -2.0 * (1.2 - SKILL.get(body["model"], 0.5))
+        reply["prompt_logprobs"] = [None, *({str(i): {"logprob": worth - i % 7 / 10}} for i in ids[1:])]
+    else:
+        assert body["temperature"] == 0
+        assert "seed" in body
+    if body.get("return_token_ids"):
+        reply["prompt_token_ids"] = ids
+    reply["choices"] = [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+    reply["usage"] = {"prompt_tokens": len(ids), "completion_tokens": len(text.split())}
+    return reply
+
+
+def _tokens(text: str) -> list[int]:
+    return [int(hashlib.md5(word.encode()).hexdigest()[:4], 16) for word in text.split()]
+
+
+def _say(model: str, question: str) -> str:
+    dice = random.Random(f"{model}/{question}")
+    if question.startswith("Is this remark"):
+        right = "positive" if any(word in question for word in GOOD) else "negative"
+        wrong = "negative" if right == "positive" else "positive"
+        if model == "base" and dice.random() < 0.1:
+            return "I cannot say <script>alert('x')</script>"
+        return (right if dice.random() < SKILL.get(model, 0.5) else wrong).capitalize() + "."
+    words = question.split()
+    kept = [word for word in words if dice.random() < (0.9 if model == "base" else 0.6)]
+    return " ".join([*kept, "indeed"])
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    state = Endpoint()
+    server, thread = start(state)
+    yield state
+    state.hold_after = None
+    server.should_exit = True
+    thread.join(timeout=5)
+
+
+def start(state: Endpoint) -> tuple[uvicorn.Server, threading.Thread]:
+    port = free_ports(1)[0]
+    state.url = f"http://127.0.0.1:{port}/v1"
+    config = uvicorn.Config(state.app(), port=port, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return server, thread
+
+
+@dataclass
+class World:
+    """A store with the datasets of one run, ready to be evaluated."""
+
+    folder: Path
+    rows: int = 40
+    bootstrap: int = 200
+
+    def __post_init__(self) -> None:
+        self.store = local_store(self.folder)
+        self.recipe: Recipe = parse(
+            {
+                "name": "remarks",
+                "datasets": {
+                    "remarks": {"source": "remarks.csv"},
+                    "general": {"source": "general.jsonl", "task": "passthrough"},
+                },
+                "variants": {"tuned": {"train": "remarks"}, "broad": {"train": {"remarks": 1, "general": 1}}},
+                "evaluation": {
+                    "bootstrap": self.bootstrap,
+                    "panels": {
+                        "in-domain": {
+                            "dataset": "remarks",
+                            "metrics": ["accuracy", "precision", "recall", "f1"],
+                            "max_tokens": 8,
+                        },
+                        "general": {"dataset": "general", "metrics": ["perplexity", "bleu", "rougeL"]},
+                        "out-of-sample": {"prompts": "prompts.jsonl", "metrics": ["rougeL"]},
+                    },
+                },
+            },
+            "test",
+        )
+        self.datasets = {
+            "remarks": self.dataset("remarks", [remark(i) for i in range(self.rows)], LABELS),
+            "general": self.dataset("general", [general(i) for i in range(self.rows)]),
+            prompts_dataset("out-of-sample"): self.dataset("out-of-sample", [general(i, "") for i in range(12)]),
+        }
+
+    def dataset(self, name: str, examples: list[Example], labels: tuple[str, ...] = ()) -> Artifact:
+        folder = self.folder / "datasets" / name
+        folder.mkdir(parents=True)
+        write_jsonl(folder / "test.jsonl", examples)
+        card = DatasetCard(
+            name=name,
+            source=f"{name}.csv",
+            task="classify" if labels else "passthrough",
+            labels=labels,
+            rows={"train": 1200, "validation": 50, "test": len(examples)},
+            rejected=7,
+            seed=17,
+        )
+        (folder / "card.json").write_text(card.model_dump_json())
+        return self.store.put(f"runs/r1/datasets/{name}", folder)
+
+    def served(self, variant: str) -> ModelServed:
+        return ModelServed(
+            run="r1",
+            variant=variant,
+            recipe=self.recipe,
+            datasets=self.datasets,
+            model=variant,
+            adapter=None if variant == "base" else self.adapter(variant),
+        )
+
+    def adapter(self, variant: str) -> Artifact:
+        folder = self.folder / "adapters" / variant
+        folder.mkdir(parents=True, exist_ok=True)
+        dice = random.Random(variant)
+        loss = [(step, round(2.5 * 0.985**step + 0.9 + dice.gauss(0, 0.12), 6)) for step in range(1, 301)]
+        facts = {
+            "steps": 300,
+            "tokens": 481_203,
+            "loss": loss,
+            "device": "cpu",
+            "datasets": {"remarks": {"examples_seen": 4800, "tokens_seen": 481_203, "sha256": "0"}},
+            "versions": {"torch": "2.13.0"},
+        }
+        (folder / "training.json").write_text(json.dumps(facts))
+        return self.store.put(f"runs/r1/adapters/{variant}", folder)
+
+
+def remark(number: int) -> Example:
+    good = number % 2 == 1
+    word = (GOOD if good else BAD)[number % 3]
+    label = LABELS[good]
+    prompt = (
+        Turn(role="user", content=f"Is this remark positive or negative?\n\nThe film was {word}, say {number} people."),
+    )
+    return Example(
+        id=f"remarks-{number}",
+        prompt=prompt,
+        completion=label,
+        label=label,
+        provenance=Provenance(source="remarks.csv", row=number, generator="template:0"),
+    )
+
+
+def general(number: int, tail: str = " and so on") -> Example:
+    text = f"Tell me in a few words what the number {number} is good for in daily life"
+    return Example(
+        id=f"general-{number}",
+        prompt=(Turn(role="user", content=text),),
+        completion=f"{text[:40]}{tail} indeed" if tail else "",
+        provenance=Provenance(source="general.jsonl", row=number, generator="passthrough"),
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
