@@ -8,7 +8,10 @@ measured on a few resamples and scaled, from statistics that are computed alread
 
 from __future__ import annotations
 
+import os
 import time
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported; threads that wait count as CPU time
 
 import numpy as np
 
@@ -82,10 +85,8 @@ def main() -> None:
     naive(base, variant, SAMPLE)
     slow = (time.process_time() - began) / SAMPLE * RESAMPLES
     fast = sorted(times)[len(times) // 2]
-    print(
-        f"{ROWS} rows x {RESAMPLES} resamples, 7 metrics, 2 models paired: ours {1e3 * fast:.0f} ms (target 60 ms), naive {1e3 * slow:.0f} ms"
-    )
-    print(f"ratio {slow / fast:.0f}x")
+    print(f"{ROWS} rows x {RESAMPLES} resamples, 7 metrics, 2 models paired, CPU time of one thread")
+    print(f"ratio {slow / fast:.0f}x: ours {1e3 * fast:.0f} ms (target 60 ms), naive {1e3 * slow:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """ROUGE-L: ours against the `rouge_score` package, on the same texts in the same process, in CPU time.
 
-Prints one ratio. Target: at least 40x at 200 tokens, and equal values. Ours begins with an empty memory of stems and
-fills it over a panel of 2,000 answers; the package, which remembers nothing, is measured on the first of them.
+Prints one ratio. Target: at least 40x at 200 tokens, and equal values. Ours scores a panel as the evaluator does, the
+answers of three models against 2,000 references, and begins with an empty memory of stems; the package, which remembers
+nothing, is measured on the first of them.
 
     python -m bench.rouge
 """
@@ -13,7 +14,7 @@ import time
 
 from services.evaluator.metrics.rouge import rouge_l
 
-TOKENS, PAIRS, SAMPLE, VOCABULARY = 200, 2000, 40, 5000
+TOKENS, ROWS, MODELS, SAMPLE, VOCABULARY = 200, 2000, 3, 40, 5000
 
 
 def main() -> None:
@@ -27,7 +28,8 @@ def main() -> None:
     def text() -> str:
         return " ".join(stem + dice.choice(endings) for stem in dice.choices(stems, weights, k=TOKENS))
 
-    pairs = [(text(), text()) for _ in range(PAIRS)]
+    references = [text() for _ in range(ROWS)]
+    pairs = [(text(), reference) for _ in range(MODELS) for reference in references]
     theirs = RougeScorer(["rougeL"], use_stemmer=True)
     rouge_l("warm", "up")  # loads the libraries
     began = time.process_time()
@@ -35,7 +37,7 @@ def main() -> None:
     package = (time.process_time() - began) / SAMPLE
     began = time.process_time()
     found = [rouge_l(answer, reference) for answer, reference in pairs]
-    ours = (time.process_time() - began) / PAIRS
+    ours = (time.process_time() - began) / len(pairs)
     error = max(abs(one - other) for one, other in zip(found, expected, strict=False))
     print(f"ROUGE-L of {TOKENS} tokens: rouge_score {1e3 * package:.2f} ms, ours {1e3 * ours:.3f} ms a pair")
     print(f"ratio {package / ours:.0f}x (target 40x), largest difference {error:.1e} (target 1e-9)")

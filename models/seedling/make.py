@@ -35,7 +35,8 @@ CONFIG = LlamaConfig(
     vocab_size=4096, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
     max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=5, pad_token_id=0,
 )  # fmt: skip
-BATCH, LENGTH = 24, 256
+BATCH, LENGTH = 10, 256
+"""Small batches: with a few million tokens in all, the number of steps is what is short."""
 CHECKPOINT_SECONDS = 120
 
 
@@ -43,7 +44,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are orthogonalised before the step (Jordan et al. 2024), in fp32 because CPUs multiply that fastest."""
 
     def __init__(self, matrices: list[torch.nn.Parameter]) -> None:
-        super().__init__(matrices, {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.05})
+        super().__init__(matrices, {"lr": 0.015, "momentum": 0.95, "weight_decay": 0.05})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -83,16 +84,16 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
 
 
 def blocks(sources: corpus.Sources, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[torch.Tensor]:
-    """Endless batches (BATCH, LENGTH + 1) from batch `start` on: documents end to end, pass after pass."""
+    """Endless batches (BATCH, LENGTH + 1) from token `start` on: documents end to end, pass after pass."""
     need = BATCH * (LENGTH + 1)
-    index, number = 0, 0
+    position, number = 0, 0
     while True:
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(corpus.documents(sources, number), add_special_tokens=False)
         stream = torch.tensor([token for document in encoded for token in document.ids], dtype=torch.int32)
         for first in range(0, len(stream) - need + 1, need):
-            if index >= start:
+            if position + first >= start:
                 yield stream[first : first + need].view(BATCH, LENGTH + 1).long()
-            index += 1
+        position += len(stream)
         number += 1
 
 
@@ -124,24 +125,25 @@ def train(data: Path, work: Path, minutes: float, threads: int) -> None:
     model = LlamaForCausalLM(CONFIG)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
-    optimizers = [Muon(matrices), torch.optim.AdamW(rest, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)]
+    optimizers = [Muon(matrices), torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
     peaks = [group["lr"] for o in optimizers for group in o.param_groups]
-    step, used = 0, 0.0
+    step, tokens, used = 0, 0, 0.0
     if (work / "state.pt").exists():
         state = torch.load(work / "state.pt", weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        step, used = state["step"], state["seconds"]
+        step, tokens, used = state["step"], state["tokens"], state["seconds"]
         print(f"resumed at step {step}, {used / 60:.1f} minutes used", flush=True)
 
     clock, saved_at, smooth = time.monotonic(), time.monotonic(), 0.0
-    for batch in blocks(sources, tokenizer, step):
+    for batch in blocks(sources, tokenizer, tokens):
         now = time.monotonic()
         used, clock = used + now - clock, now
         share = used / (60 * minutes)
         if now - saved_at > CHECKPOINT_SECONDS or share >= 1:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step, "seconds": used}
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            state |= {"step": step, "tokens": tokens, "seconds": used}
             torch.save(state, work / "state.tmp")
             os.replace(work / "state.tmp", work / "state.pt")
             saved_at = now
@@ -156,10 +158,9 @@ def train(data: Path, work: Path, minutes: float, threads: int) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        step += 1
+        step, tokens = step + 1, tokens + batch.numel()
         smooth = loss.item() if not smooth else 0.98 * smooth + 0.02 * loss.item()
-        if step % 10 == 0:
-            tokens = step * BATCH * LENGTH
+        if step % 25 == 0:
             left = minutes - used / 60
             print(f"step {step} loss {smooth:.3f} {tokens / 1e6:.2f}M tokens {tokens / used:,.0f} tokens/s {left:.1f} min left", flush=True)
     model.eval()
@@ -174,8 +175,7 @@ def export(work: Path) -> None:
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 5, 0
     model.to(torch.bfloat16).save_pretrained(HERE)
     PreTrainedTokenizerFast.from_pretrained(work).save_pretrained(HERE)
-    tokens = state["step"] * BATCH * LENGTH
-    print(f"exported step {state['step']}: {tokens / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes", flush=True)
+    print(f"exported step {state['step']}: {state['tokens'] / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes", flush=True)
 
 
 def check(data: Path) -> None:

@@ -20,16 +20,21 @@ class Budget:
     spent: float = 0.0
     _reserved: list[float] = field(default_factory=list)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def reserve(self, worst: float) -> bool:
-        """Set aside `worst`. False when it does not fit, and would not even if all that is under way cost nothing."""
-        while self.limit is not None and self.spent + sum(self._reserved) + worst > self.limit:
-            if not self._reserved or self.spent + worst > self.limit:
-                return False
-            self._settled.clear()
-            await self._settled.wait()
-        self._reserved.append(worst)
-        return True
+        """Set aside `worst`, in order of asking.
+
+        False when it does not fit, and would not even if all that is under way cost nothing.
+        """
+        async with self._turn:
+            while self.limit is not None and self.spent + sum(self._reserved) + worst > self.limit:
+                if not self._reserved or self.spent + worst > self.limit:
+                    return False
+                self._settled.clear()
+                await self._settled.wait()
+            self._reserved.append(worst)
+            return True
 
     def settle(self, worst: float, actual: float) -> None:
         """Replace a reservation by what it cost."""

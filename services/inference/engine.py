@@ -253,6 +253,7 @@ def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Proc
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(settings.engine_threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_PLUGINS": "",
         "VLLM_NO_USAGE_STATS": "1",

@@ -3,8 +3,8 @@
 One readable recipe, top to bottom in `train`: tokenise, plan, load, fine-tune, write the adapter, measure probes. May be killed at any
 moment: started again it goes on from its last sealed checkpoint and ends with the same bytes. Does not know messages or the store.
 
-What the same bytes take beyond seeds and a checkpoint with optimizer, schedule and random state: an explicit order of the data (`data.py`), a
-fixed number of threads (`launcher.py`), float32 on a CPU, sorted lists in adapter_config.json, and no clock in any file of the adapter.
+What the same bytes take beyond seeds and a checkpoint with optimizer, schedule and random state: an explicit order of the data
+(`data.py`), a fixed number of threads (`launcher.py`), float32 on a CPU, sorted lists in adapter_config.json, and no clock in any file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The part of training that needs torch: load the base, put a LoRA on it, set up TRL's trainer in the planned order, measure probes.
+"""The part of training that needs torch: base, LoRA, TRL's trainer in the planned order, and the probes.
 
-Heavy libraries are imported inside the functions. Does not read datasets, plan the order (`data.py`) or write the adapter's folder (`train.py`).
+Heavy libraries are imported inside the functions. Does not read datasets, plan the order (`data.py`) or write the adapter (`train.py`).
 """
 
 from __future__ import annotations

@@ -66,7 +66,10 @@ class Gateway:
         return RunState.model_validate(self._ask("GET", f"/v1/runs/{quote(run, safe='')}").json())
 
     def runs(self) -> list[RunState]:
-        return [RunState.model_validate(state) for state in self._ask("GET", "/v1/runs", params={"limit": 1000}).json()["data"]]
+        return [
+            RunState.model_validate(state)
+            for state in self._ask("GET", "/v1/runs", params={"limit": 1000}).json()["data"]
+        ]
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
         page = f"/v1/reports/{quote(state.id, safe='')}"

@@ -12,31 +12,31 @@ from understudy.artifacts import FsspecArtifactStore
 from understudy.contracts import Artifact
 from understudy.records import Example, Provenance, Turn, write_jsonl
 
-WORDS = [
-    "the",
-    "film",
-    "was",
-    "good",
-    "bad",
-    "fine",
-    "dull",
-    "a",
-    "bright",
-    "slow",
-    "story",
-    "with",
-    "and",
-    "of",
-    "an",
-    "actor",
-    "plot",
-    "scene",
-    "music",
-    "never",
-    "again",
-    "very",
-    "quite",
-]
+WORDS = tuple(
+    [
+        "the",
+        "film",
+        "was",
+        "good",
+        "bad",
+        "fine",
+        "dull",
+        "a",
+        "bright",
+        "slow",
+        "story",
+        "with",
+        "and",
+        "of",
+        "an",
+        "actor",
+        "plot",
+        "scene",
+        "music",
+        "never",
+        "again",
+    ]
+)
 
 
 def make_examples(count: int, name: str = "remarks", words: int = 5) -> list[Example]:

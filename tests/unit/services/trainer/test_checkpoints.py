@@ -56,7 +56,8 @@ def test_each_step_is_a_line_and_rates_count_real_tokens(tmp_path: Path) -> None
     callback.on_log(None, state, None, logs={"train_runtime": 1.0})
     (step,), _ = folder.steps(0)
     assert (step.step, step.total, step.loss) == (1, 2, 0.25)
-    assert step.tokens_per_second == pytest.approx(100, rel=0.05) and step.eta_seconds == pytest.approx(3, rel=0.05)
+    assert step.tokens_per_second == pytest.approx(100, rel=0.05)
+    assert step.eta_seconds == pytest.approx(3, rel=0.05)
 
 
 def test_a_loss_that_is_no_number_is_invalid(tmp_path: Path) -> None:

@@ -60,15 +60,13 @@ class Bench:
         self.datasets = datasets
 
     def request(self, variant: str = "v", **training: Any) -> TrainingRequested:
-        recipe = parse(
-            {
-                "base": "tiny",
-                "datasets": {"remarks": {"source": "x.csv"}},
-                "variants": {"v": {"train": "remarks"}},
-                "training": training,
-            },
-            "x",
-        )
+        document = {
+            "base": "tiny",
+            "datasets": {"remarks": {"source": "x.csv"}},
+            "variants": {"v": {"train": "remarks"}},
+            "training": training,
+        }
+        recipe = parse(document, "x")
         return TrainingRequested(run="r", variant=variant, recipe=recipe, datasets=self.datasets)
 
     def train(self, launcher: FakeLauncher, request: TrainingRequested | None = None) -> Iterator[Message]:
@@ -95,7 +93,9 @@ def bench(tmp_path: Path, put_dataset: Any, examples: Any) -> Bench:
 def test_the_base_passes_through_without_work(bench: Bench) -> None:
     launcher = FakeLauncher()
     (message,) = bench.train(launcher, bench.request("base"))
-    assert isinstance(message, ModelTrained) and message.adapter is None and message.variant == "base"
+    assert isinstance(message, ModelTrained)
+    assert message.adapter is None
+    assert message.variant == "base"
     assert not launcher.jobs
 
 
@@ -103,7 +103,9 @@ def test_a_finished_variant_is_emitted_again_without_work(bench: Bench) -> None:
     *_, first = bench.train(FakeLauncher(finishes))
     launcher = FakeLauncher()
     assert list(bench.train(launcher)) == [first]
-    assert isinstance(first, ModelTrained) and first.adapter and not launcher.jobs
+    assert isinstance(first, ModelTrained)
+    assert first.adapter
+    assert not launcher.jobs
 
 
 def test_an_adapter_made_just_before_a_crash_is_stored_without_a_second_training(bench: Bench) -> None:
@@ -112,7 +114,9 @@ def test_an_adapter_made_just_before_a_crash_is_stored_without_a_second_training
     finishes(bench.folder)
     launcher = FakeLauncher()
     (message,) = bench.train(launcher)
-    assert isinstance(message, ModelTrained) and message.adapter and not launcher.jobs
+    assert isinstance(message, ModelTrained)
+    assert message.adapter
+    assert not launcher.jobs
 
 
 def test_progress_carries_step_and_figures(bench: Bench) -> None:
@@ -131,7 +135,7 @@ def test_wrong_input_found_by_the_child_is_invalid_with_its_words(bench: Bench) 
         folder.error.write_text(json.dumps({"message": "Only 2 of 40 fit. Raise `training.max_length`."}))
         return EXIT_INVALID
 
-    with pytest.raises(Invalid, match="Only 2 of 40 fit. Raise"):
+    with pytest.raises(Invalid, match=r"Only 2 of 40 fit\. Raise"):
         list(bench.train(FakeLauncher(complains)))
 
 
@@ -178,7 +182,7 @@ def test_an_unexpected_end_is_transient_with_the_last_words(bench: Bench) -> Non
         folder.log.write_text("Traceback\nKeyError: 'boom'\n")
         return 1
 
-    with pytest.raises(Transient, match="code 1.*KeyError: 'boom'"):
+    with pytest.raises(Transient, match=r"code 1.*KeyError: 'boom'"):
         list(bench.train(FakeLauncher(crashes)))
 
 

@@ -25,14 +25,12 @@ from understudy.recipe import parse
 from understudy.testing import local_store
 
 
-class Watched(ChildLauncher):
-    """Remembers what it launched."""
+class Watched:
+    """A real launcher that remembers its last child."""
 
-    launched: list[Child] = []
-
-    def launch(self, folder: JobFolder) -> Any:
-        self.launched.append(super().launch(folder))
-        return self.launched[-1]
+    def launch(self, folder: JobFolder) -> Child:
+        self.child = ChildLauncher(threads=1).launch(folder)
+        return self.child
 
 
 def world(
@@ -48,19 +46,20 @@ def world(
         "training": {"epochs": 6, "batch_size": 4, "learning_rate": 2e-3, "lora": {"dropout": 0.1}},
     }
     trainer = Trainer(
-        store=store, launcher=Watched(1), models=base, work=folder / "work", threads=1, sleep=lambda _: time.sleep(0.02)
+        store=store, launcher=watched, models=base, work=folder / "work", threads=1, sleep=lambda _: time.sleep(0.02)
     )
     return trainer, TrainingRequested(run="r", variant="v", recipe=parse(document, "x"), datasets={"remarks": artifact})
 
 
-def finish(trainer: Trainer, request: TrainingRequested, kill_at: int | None = None) -> Artifact:
+def finish(trainer: Trainer, request: TrainingRequested, watched: Watched, kill_at: int | None = None) -> Artifact:
     """Train to the end; the command of the child is killed once, at step `kill_at`."""
     for message in trainer.train(request):
         if isinstance(message, Progress) and kill_at and message.done >= kill_at:
-            os.kill(command_of(Watched.launched[-1]), signal.SIGKILL)
+            os.kill(command_of(watched.child), signal.SIGKILL)
             kill_at = None
         if isinstance(message, ModelTrained):
-            assert message.adapter and kill_at is None
+            assert message.adapter
+            assert kill_at is None
             return message.adapter
     raise AssertionError("no ModelTrained")
 
@@ -77,17 +76,18 @@ def test_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_an_undisturb
     def put(store: ArtifactStore, folder: Path) -> Artifact:
         return put_dataset(store, folder, "remarks", examples(160))
 
-    trainer, request = world(tmp_path / "undisturbed", tiny_base, put)
-    expected = finish(trainer, request)
+    watched = Watched()
+    trainer, request = world(tmp_path / "undisturbed", tiny_base, put, watched)
+    expected = finish(trainer, request, watched)
 
     store = trainer.store
-    trainer, request = world(tmp_path / "disturbed", tiny_base, put)
+    trainer, request = world(tmp_path / "disturbed", tiny_base, put, watched)
     delivery = trainer.train(request)
     next(message for message in delivery if isinstance(message, Progress) and message.done >= 30)
-    training = command_of(Watched.launched[-1])
+    training = command_of(watched.child)
     delivery.close()  # type: ignore[attr-defined]
     assert not Path(f"/proc/{training}").exists(), "a closed handler leaves no child behind"
-    assert finish(trainer, request, kill_at=90).sha256 == expected.sha256
+    assert finish(trainer, request, watched, kill_at=90).sha256 == expected.sha256
     log = (trainer.work / "r" / "v" / "train.log").read_text()
     assert log.count("training from checkpoint-") == 2, "it went on, it did not begin again"
 
@@ -104,7 +104,8 @@ def test_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_an_undisturb
         "no path of this machine"
     )
     facts = json.loads((folder / "training.json").read_text())
-    assert facts["steps"] == 240 and facts["datasets"]["remarks"]["examples_seen"] == 960
+    assert facts["steps"] == 240
+    assert facts["datasets"]["remarks"]["examples_seen"] == 960
     assert facts["loss"][-1][1] < 0.9 * facts["loss"][0][1], "it learnt"
     for probe in json.loads((folder / "probe.json").read_text())["probes"]:
         assert len(probe["base_logprobs"]) == len(probe["adapter_logprobs"]) == len(probe["token_ids"]) - 1
@@ -144,4 +145,5 @@ def test_adapter_config_is_the_same_whatever_the_order_of_sets(tmp_path: Path) -
         )
         make_portable(config, "tiny")
         seen.add(config.read_text())
-    assert len(seen) == 1 and '"tiny"' in seen.pop()
+    assert len(seen) == 1
+    assert '"tiny"' in seen.pop()
