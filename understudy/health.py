@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from starlette.exceptions import HTTPException
+
 from understudy.contracts import Station
 from understudy.errors import Invalid, Transient, UnderstudyError
 
@@ -44,7 +46,12 @@ def add_errors(app: FastAPI) -> None:
         place = ".".join(str(part) for part in first["loc"][1:])
         return error_response(400, f"{place}: {first['msg']}" if place else str(first["msg"]), param=place or None)
 
+    async def routing(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return error_response(error.status_code, str(error.detail))
+
     app.add_exception_handler(UnderstudyError, expected)
+    app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(RequestValidationError, malformed)
 
 

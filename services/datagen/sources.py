@@ -156,7 +156,7 @@ def _text(value: object) -> str:
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word.lower(), [column.lower() for column in known], n=1)
-    return next((f"; did you mean `{column}`?" for column in known if close and column.lower() == close[0]), "")
+    return next((f" (did you mean `{column}`?)" for column in known if close and column.lower() == close[0]), "")
 
 
 def _looked_in(path: Path) -> str:

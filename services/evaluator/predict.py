@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
-from understudy.chat import ChatClient, Completion
 from understudy.errors import Invalid, Transient, disk_full
 from understudy.records import Example, Prediction, Turn
+
+if TYPE_CHECKING:
+    from understudy.chat import ChatClient, Completion
 
 TICK_SECONDS = 0.5
 TEMPERATURE = 0.0
@@ -100,6 +102,8 @@ class _Job:
     done: int = 0
 
     async def run(self, asker: Asker) -> None:
+        from understudy.chat import ChatClient  # loads the SDK, which takes a second
+
         async with ChatClient(asker.base_url, concurrency=asker.concurrency, tries=asker.tries) as chat:
             try:
                 async with asyncio.TaskGroup() as group:

@@ -25,7 +25,7 @@ SHOWN = 6
 """Rows shown per panel for each of the two ways they are picked."""
 MOST_CLASSES = 12
 """Above this a confusion matrix is no longer read."""
-PACKAGES = ("numpy", "sacrebleu", "rouge-score", "nltk", "rapidfuzz")
+PACKAGES = ("numpy", "sacrebleu", "nltk", "rapidfuzz")
 
 
 class Part(BaseModel):

@@ -72,6 +72,7 @@ def interval(value: float, resampled: Floats) -> Interval:
 def difference(value: float, base: float, resampled: Floats, resampled_base: Floats) -> Difference:
     """The paired difference to the base; p is (1 + count) / (1 + resamples) as a finite sample asks for."""
     deltas = resampled - resampled_base
+    deltas = deltas[~np.isnan(deltas)]
     around = interval(value - base, deltas)
     smaller = min(int((deltas <= 0).sum()), int((deltas >= 0).sum()))
     p = min(1.0, 2 * (1 + smaller) / (1 + len(deltas)))

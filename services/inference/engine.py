@@ -42,8 +42,31 @@ LOG_BYTES = 8 * 1024**2
 # vLLM also makes room for adapters on lm_head, and its CPU code for that ends the engine when prompt log-probabilities
 # of several requests are computed in one batch. An adapter elsewhere does not pass the gate.
 TARGETS = (
-    *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"),
-    *("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "c_attn", "c_proj", "c_fc", "fc1", "fc2", "fc_in", "fc_out"),
+    *(
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "qkv_proj",
+        "o_proj",
+        "out_proj",
+        "gate_proj",
+        "up_proj",
+        "gate_up_proj",
+        "down_proj",
+    ),
+    *(
+        "query_key_value",
+        "dense",
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+        "c_attn",
+        "c_proj",
+        "c_fc",
+        "fc1",
+        "fc2",
+        "fc_in",
+        "fc_out",
+    ),
 )
 
 # vLLM on a CPU imports everything three times, one process after the other: server, engine core and worker, each spawned

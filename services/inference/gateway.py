@@ -131,12 +131,14 @@ class Gateway:
                         losses += 1
                         if error.started or losses >= SENDS:
                             give_up = 0.0
-            hangup.check()
+                        elif losses == 1 and hangup.still_there():  # a kept connection that had timed out: at once
+                            continue
+            if not hangup.still_there():
+                raise Gone
             if time.monotonic() >= give_up:
                 message = f"The engine of `{model}` is not ready: {reason}. Try again in a moment."
                 raise Refused(_unavailable(message, "engine_not_ready"))
-            if losses != 1:  # the first loss may be a kept connection that had timed out: try at once
-                await asyncio.sleep(LOOK_AGAIN)
+            await asyncio.sleep(LOOK_AGAIN)
 
     async def _send(self, url: str, start: bytes, headers: Headers, body: bytes, hangup: _Hangup) -> Exchange:
         """One attempt: the exchange with its head read. Raises `Lost`, or another `OSError` when nothing was sent."""
@@ -192,10 +194,9 @@ class _Hangup:
         """Drop `exchange` when the client hangs up."""
         self._exchange = exchange
 
-    def check(self) -> None:
-        """Raise `Gone` when the client has hung up."""
-        if self._task and self._task.done():
-            raise Gone
+    def still_there(self) -> bool:
+        """Whether the client waits for an answer."""
+        return self._task is not None and not self._task.done()
 
     def _done(self, task: asyncio.Future[Any]) -> None:
         if not task.cancelled() and self._exchange:

@@ -41,7 +41,7 @@ class Exchange:
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.started = False
-        self._head_done = False
+        self._head_done = self._keep = False
         self._bodies: list[bytes] = []
         self._parser = httptools.HttpResponseParser(self)
 
@@ -75,7 +75,7 @@ class Exchange:
     @property
     def reusable(self) -> bool:
         """Whether the connection can carry another request."""
-        return self.complete and self._parser.should_keep_alive() and not self.writer.is_closing()
+        return self.complete and self._keep and not self.writer.is_closing()
 
     async def _read(self) -> None:
         try:
@@ -101,6 +101,7 @@ class Exchange:
 
     def on_message_complete(self) -> None:
         self.complete = True
+        self._keep = self._parser.should_keep_alive()  # afterwards the parser thinks of the next message
 
 
 class Upstream:

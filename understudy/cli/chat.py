@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from understudy.cli.client import Gateway
+from understudy.cli.client import Gateway, Unreachable
+from understudy.cli.console import errors
 from understudy.cli.run import DataOption, ServerOption
 from understudy.cli.session import data_folder, interruptible, session
 from understudy.errors import Invalid, UnderstudyError
 
 MAX_INPUT = 1 << 20
 """Characters taken from a pipe."""
+TRIES = 5
+"""Requests until we believe that a model does not answer; the gateway holds each for up to a minute."""
 HELP = "Type your message. /clear forgets the conversation, /exit or Ctrl-D ends it."
 
 Turn = dict[str, str]
@@ -35,7 +38,7 @@ def chat(
     understudy chat seedling
     echo "How was the film?" | understudy chat quickstart:my-variant
     """
-    err, opening = Console(stderr=True), [{"role": "system", "content": system}] if system else []
+    err, opening = errors(), [{"role": "system", "content": system}] if system else []
     with interruptible(), session(server, data_folder(data), err) as at, Gateway(at.url) as gateway:
         known = gateway.models()
         if model not in known:
@@ -45,8 +48,11 @@ def chat(
             )
 
         def answer(messages: list[Turn]) -> str:
-            text = ""
-            for piece in gateway.chat(model, messages, max_tokens, temperature):
+            with err.status("waiting for the model …"):  # its engine may only be starting
+                pieces = _patient(lambda: gateway.chat(model, messages, max_tokens, temperature), at.check)
+                text = next(pieces, "")
+            print(text, end="", flush=True)
+            for piece in pieces:
                 print(piece, end="", flush=True)
                 text += piece
             print()
@@ -61,6 +67,22 @@ def chat(
                 "Standard input is empty" if not question else f"Standard input is longer than {MAX_INPUT} characters"
             )
         answer([*opening, {"role": "user", "content": question}])
+
+
+def _patient(ask: Callable[[], Iterator[str]], check: Callable[[], None]) -> Iterator[str]:
+    """The answer of a model whose engine may take longer to start than the gateway holds one request."""
+    for attempt in range(TRIES):
+        pieces = ask()
+        try:
+            first = next(pieces, "")
+        except Unreachable:
+            check()
+            if attempt == TRIES - 1:
+                raise
+            continue
+        yield first
+        yield from pieces
+        return
 
 
 def _converse(answer: Callable[[list[Turn]], str], opening: list[Turn], err: Console) -> None:
@@ -81,4 +103,4 @@ def _converse(answer: Callable[[list[Turn]], str], opening: list[Turn], err: Con
             try:
                 history += [turn, {"role": "assistant", "content": answer([*history, turn])}]
             except UnderstudyError as error:  # e.g. the conversation no longer fits into the model
-                err.print(f"{error}\n/clear starts over.", style="red", markup=False, highlight=False)
+                err.print(f"{error}\n/clear starts over.", style="red")

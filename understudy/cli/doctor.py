@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from understudy.cli.console import output
 from understudy.cli.machine import machine
 from understudy.cli.run import DataOption
 from understudy.cli.session import data_folder
@@ -35,12 +35,12 @@ def doctor(
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
-        out = Console()
+        out = output()
         for check in checks:
             out.print(
                 Text(f"{check.status:4} ", style=STYLE[check.status]) + Text(f"{check.name}: {check.detail}"),
                 soft_wrap=True,
             )
             if check.remedy:
-                out.print(Text(f"     {check.remedy}", style="dim"), soft_wrap=True)
+                out.print(Text(f"     {check.remedy}", style="dim"))
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)

@@ -7,13 +7,12 @@ import webbrowser
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from understudy.cli.client import Folder
+from understudy.cli.console import errors, output
 from understudy.cli.run import DataOption, ServerOption, report_page, show_report
 from understudy.cli.session import data_folder, interruptible, lookup
-from understudy.cli.table import output
 from understudy.cli.watch import watch as follow
 from understudy.errors import Invalid
 
@@ -34,7 +33,7 @@ def watch(run: RunArgument, server: ServerOption = None, data: DataOption = None
                 f"Run {run} is not over and no stack is up",
                 "`understudy up`, or the command that began it, goes on with it.",
             )
-        state = follow(source, state, Console())
+        state = follow(source, state, output())
     if state.status == "failed":
         raise Invalid(f"Run {state.id} failed: {state.reason}")
 
@@ -81,6 +80,4 @@ def runs(server: ServerOption = None, data: DataOption = None) -> None:
     if states:
         output().print(table)
     else:
-        Console(stderr=True).print(
-            f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml", highlight=False
-        )
+        errors().print(f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml")

@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 
 from understudy.cli.client import Gateway, NotThere, Runs
+from understudy.cli.console import errors, output
 from understudy.cli.prepare import prepare, upload
 from understudy.cli.session import data_folder, interruptible, session
-from understudy.cli.table import comparison, headline, output
+from understudy.cli.table import comparison, headline
 from understudy.cli.watch import watch
 from understudy.errors import Invalid, disk_full
 from understudy.ledger import RunState
@@ -73,19 +74,19 @@ def run(
     Interrupt it at any time: the same command resumes. Once finished, the same command shows the result again at once.
     Exit code: 0 all variants compared, 3 some failed, 1 no report, 130 interrupted.
     """
-    out, err, folder = output(), Console(stderr=True), data_folder(data)
+    out, err, folder = output(), errors(), data_folder(data)
     models = None if server else Settings().models
     ready = prepare(recipe, source or (), base, models)
     if models:
         resolve(ready.base, models)  # says at once what would only fail after the services are up
     note = INTERRUPTED_REMOTE.format(server=server) if server else INTERRUPTED.format(data=folder)
-    with interruptible(note), session(server, folder, err, ready.base) as at, Gateway(at.url) as gateway:
+    with interruptible(note), session(server, folder, err) as at, Gateway(at.url) as gateway:
         ready = upload(ready, gateway.upload)
         state = begin(gateway, ready, fresh, err)
         state = watch(gateway, state, err, at.check) if state.status != "finished" else state
         code = show_report(gateway, state, folder, out)
         if keep_up and at.stack:
-            err.print(f"\nServing on {at.url}/v1 until Ctrl-C.", highlight=False)
+            err.print(f"\nServing on {at.url}/v1 until Ctrl-C.")
             with interruptible(code=code):
                 at.stack.wait()
     raise typer.Exit(code)
@@ -95,7 +96,7 @@ def begin(gateway: Gateway, recipe: Recipe, fresh: bool, err: Console) -> RunSta
     """Ask for the run, or find it: the latest attempt counts, unless it failed or a fresh one is wanted."""
 
     def say(line: str) -> None:
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        err.print(line)
 
     state, attempt = None, ""
     for number in count(1):
@@ -127,7 +128,7 @@ def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
         )
     report, page = source.report(state)
     out.print(comparison(report))
-    out.print(f"\n{headline(report)}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"\n{headline(report)}")
     path = report_page(data, state.id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,9 @@ def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
         raise disk_full(error, path) or Invalid(
             f"Cannot write {path}: {error.strerror}", "Choose another folder with --data."
         ) from error
-    out.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
+    for name in [variant.model for variant in state.variants.values() if variant.model][-1:]:
+        out.print(f"Talk to it: understudy chat {name}")
+    out.print(f"Report: {path}")
     return SOME_FAILED if report["failed"] else 0
 
 

@@ -40,14 +40,14 @@ class Session:
 
 
 @contextmanager
-def session(server: str | None, data: Path, err: Console, base: str | None = None) -> Iterator[Session]:
+def session(server: str | None, data: Path, err: Console) -> Iterator[Session]:
     """A server for the duration of one command."""
     if server:
         yield Session(server, lambda: None, None)
     elif url := _wait_for(data):
         yield Session(url, lambda: _still_up(data), None)
     else:
-        with started(data, 0, err, base) as stack:
+        with started(data, 0, err) as stack:
             yield Session(stack.url, stack.check, stack)
 
 
@@ -56,7 +56,7 @@ def started(data: Path, port: int, err: Console, base: str | None = None) -> Ite
     """A stack of our own, ready, stopped at the end."""
 
     def say(line: str) -> None:
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        err.print(line)
 
     stack = Stack(data, port, base, say=say)
     stack.start()

@@ -5,10 +5,9 @@ Rows are panel x metric, columns are variants. Reads `report.json` only; compute
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -48,21 +47,15 @@ def headline(report: dict[str, Any]) -> str:
             for metric in panel["metrics"]
             if (cell := metric["cells"].get(name)) and cell.get("verdict")
         ]
-        by_verdict = {verdict: [cell for cell in cells if cell[2]["verdict"] == verdict] for verdict in MARKS}
         parts = [
-            f"{verdict} on {len(found)} of {len(cells)} ({'; '.join(_change(*cell) for cell in found)})"
+            f"{verdict} on {len(found)} of {len(cells)} ({'; '.join(_firsts(found))})"
             for verdict in ("better", "worse")
-            if (found := by_verdict[verdict])
+            if (found := [entry for entry in cells if entry[2]["verdict"] == verdict])
         ]
         sentences.append(
             f"{name}: {', '.join(parts) or f'no clear difference from base on any of {len(cells)} measures'}."
         )
     return "\n".join(sentences)
-
-
-def output() -> Console:
-    """Standard output; as wide as needed when nobody looks at a terminal, so that a table row stays one line for grep."""
-    return Console() if sys.stdout.isatty() else Console(width=1000)
 
 
 def _cell(cell: dict[str, Any] | None, failed: bool) -> Text:
@@ -72,6 +65,12 @@ def _cell(cell: dict[str, Any] | None, failed: bool) -> Text:
     if mark := MARKS.get(cell.get("verdict") or ""):
         text.append(f" {mark[0]}", style=mark[1])
     return text
+
+
+def _firsts(found: list[tuple[str, str, dict[str, Any]]]) -> list[str]:
+    """The change of the first metric of each panel: the recipe names what matters most first."""
+    first = {panel: (metric, cell) for panel, metric, cell in reversed(found)}
+    return [_change(panel, *first[panel]) for panel in dict.fromkeys(panel for panel, _, _ in found)]
 
 
 def _change(panel: str, metric: str, cell: dict[str, Any]) -> str:

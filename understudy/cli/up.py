@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from understudy.cli.console import errors
 from understudy.cli.run import DataOption
 from understudy.cli.session import data_folder, interruptible, started
 from understudy.errors import Invalid
@@ -40,7 +40,7 @@ def up(
     understudy up
     understudy up --port 9000 --data /big/disk/understudy
     """
-    folder, err = data_folder(data), Console(stderr=True)
+    folder, err = data_folder(data), errors()
     if url := running(folder):
         raise Invalid(
             f"A stack is already up on {folder}, at {url}", "Use it, or start another with --data and --port."

@@ -84,7 +84,7 @@ def _plain(console: Console) -> Iterator[Show]:
             if said.get(name) != key:
                 said[name] = key
                 stamp = time.strftime("%H:%M:%S")
-                console.print(f"{stamp} {name.strip('()')}: {line}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"{stamp} {name.strip('()')}: {line}")
 
     yield show
 
@@ -124,7 +124,7 @@ def view(state: RunState, elapsed: float, silent: bool) -> RenderableType:
             table.add_row("", _doing(variant.progress))
     note = "reconnecting …" if silent else state.status
     color = {"finished": "green", "failed": "red"}.get(state.status, "yellow" if silent else "cyan")
-    return Panel(table, title=state.id, subtitle=f"{note} · {duration(elapsed)}", border_style=color)
+    return Panel(table, title=Text(state.id), subtitle=f"{note} · {duration(elapsed)}", border_style=color)
 
 
 def _stations(variant: VariantState) -> Text:

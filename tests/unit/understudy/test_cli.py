@@ -98,6 +98,7 @@ def test_run_ends_in_table_headline_and_page(cli: Cli, server: str, tmp_path: Pa
     assert "0.700 [0.650, 0.750] ▲" in row
     assert "mine: better on 1 of 1 (in-domain accuracy +0.200 [+0.100, +0.300])." in out
     assert "base: 7 of 100 answers on in-domain name no class" in out
+    assert "Talk to it: understudy chat ft:seedling:quick:mine" in out
     page = Path(out.split("Report: ")[1].strip())
     assert page.read_text() == "<html>the report</html>"
     assert page.parent == tmp_path / "data" / "reports"

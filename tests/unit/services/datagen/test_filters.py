@@ -19,8 +19,12 @@ def sift(sieve: Sieve, *rows: dict[str, str]) -> tuple[list[tuple[str, str]], di
     return kept, {reject.row: reject.reason for reject in sieve.rejected}
 
 
-def labelled(*pairs: tuple[str, str], labels: dict[str, str] | None = None, most: int = 100) -> tuple[list[tuple[str, str]], dict[int, str]]:
-    return sift(Sieve(classify(COLUMNS, labels or {}), most), *({"text": text, "label": label} for text, label in pairs))
+def labelled(
+    *pairs: tuple[str, str], labels: dict[str, str] | None = None, most: int = 100
+) -> tuple[list[tuple[str, str]], dict[int, str]]:
+    return sift(
+        Sieve(classify(COLUMNS, labels or {}), most), *({"text": text, "label": label} for text, label in pairs)
+    )
 
 
 def test_cleaning_removes_markup_leftovers_and_keeps_the_rest() -> None:

@@ -19,11 +19,17 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from services.datagen.build import Builder
 from services.datagen.filters import Candidate
 from services.datagen.generate import Writer, Written
-from understudy.contracts import Progress
+from services.datagen.handlers import Datagen
+from services.datagen.pools import Pools
+from services.datagen.sources import Sources
+from understudy.contracts import Progress, RunRequested
 from understudy.errors import Invalid, Transient
-from understudy.recipe import Generator
+from understudy.recipe import Generator, parse
+from understudy.records import SPLITS, Example, Rejected, read_jsonl
+from understudy.testing import drain, local_store
 
 LABELS = ("negative", "positive")
 GOOD = {"instruction": "Please say if this is negative or positive.", "answer": "positive"}
@@ -47,18 +53,21 @@ class Endpoint:
         import asyncio
 
         body = await request.json()
-        text = json.loads(body["messages"][1]["content"])["text"]
+        shown = json.loads(body["messages"][1]["content"])
+        text, good = shown["text"], GOOD | {"answer": shown["right label"]}
         self.bodies.append(body)
         self.asked[text] += 1
         await asyncio.sleep(self.delay)
-        fault = self.always if self.always is not None else self.faults[text].pop(0) if self.faults.get(text) else GOOD
+        fault = self.always if self.always is not None else self.faults[text].pop(0) if self.faults.get(text) else good
         if isinstance(fault, int):
             return JSONResponse({"error": {"message": f"status {fault}"}}, fault, {"retry-after-ms": "1"})
         self.answered[text] += 1
         content = fault if isinstance(fault, str) else json.dumps(fault)
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS, "total_tokens": 0}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-        return JSONResponse({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage})
+        return JSONResponse(
+            {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        )
 
 
 @pytest.fixture
@@ -86,7 +95,12 @@ def writer(endpoint: Endpoint, work: Path, **more: Any) -> Writer:
 
 def run(job: Writer, asked: list[tuple[str, Candidate]]) -> tuple[list[Written], list[Progress]]:
     said: list[Progress] = []
-    steps = job.write(asked, lambda done, total, figures: Progress(run="r", station="datagen", step="s", done=done, total=total, figures=figures))
+    steps = job.write(
+        asked,
+        lambda done, total, figures: Progress(
+            run="r", station="datagen", step="s", done=done, total=total, figures=figures
+        ),
+    )
     while True:
         try:
             said.append(next(steps))
@@ -118,7 +132,10 @@ def test_a_row_that_never_gets_a_usable_answer_is_rejected_with_the_reason(endpo
     endpoint.faults = {"text 1": ["no"] * 9, "text 2": [400]}
     written, _ = run(writer(endpoint, tmp_path), rows(4))
     assert [line.instruction is None for line in written] == [False, True, True, False]
-    assert written[1].reason == 'no usable instruction after 3 tries: it is not JSON of the form {"instruction": "...", "answer": "..."}'
+    assert (
+        written[1].reason
+        == 'no usable instruction after 3 tries: it is not JSON of the form {"instruction": "...", "answer": "..."}'
+    )
     assert endpoint.asked["text 1"] == 3
     assert "status 400" in str(written[2].reason)
 
@@ -162,7 +179,9 @@ def test_finished_rows_are_not_asked_again_and_a_torn_line_is(endpoint: Endpoint
     kept = {json.loads(line)["id"] for line in lines[:4]}
     second, _ = run(writer(endpoint, tmp_path), rows(6))
     assert second == first
-    assert {text for text, count in endpoint.asked.items() if count == 2} == {f"text {n}" for n in range(6) if f"id{n}" not in kept}
+    assert {text for text, count in endpoint.asked.items() if count == 2} == {
+        f"text {n}" for n in range(6) if f"id{n}" not in kept
+    }
     assert len([json.loads(line) for line in log.read_text().splitlines()]) == 6
 
 
@@ -189,3 +208,32 @@ def test_kill_9_pays_again_only_for_rows_under_way(endpoint: Endpoint, tmp_path:
     repeated = sum(count - 1 for count in endpoint.asked.values())
     assert repeated <= 4, "at most the rows under way at the kill"
     assert len({json.loads(line)["id"] for line in (tmp_path / "written.jsonl").read_text().splitlines()}) == 40
+
+
+def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {n},{LABELS[n % 2]}\n" for n in range(40)))
+    endpoint.faults = {"text 7": ["no"] * 3}
+    generator = {"kind": "llm", "model": "m", "base_url": endpoint.url}
+    dataset = {
+        "source": str(tmp_path / "t.csv"),
+        "generator": generator,
+        "rows": {"train": 20, "validation": 10, "test": 10},
+    }
+    asked = parse({"datasets": {"d": dataset}}, "the test")
+    store = local_store(tmp_path)
+    pools = Pools(Sources(store, max_bytes=1 << 20), max_text_chars=500, max_labels=5)
+    datagen = Datagen(store, pools, Builder(tmp_path / "work", llm_tries=3))
+    output = drain(datagen.make(RunRequested(run="r", recipe=asked)))[0]
+    folder = store.fetch(output.datasets["d"])  # type: ignore[attr-defined]
+    made = [row for split in SPLITS for row in read_jsonl(folder / f"{split}.jsonl", Example)]
+    assert len(made) == 39
+    places = Counter(row.prompt[0].content.startswith("text") for row in made)
+    assert min(places[True], places[False]) > 5, "the text comes before the instruction or after it"
+    assert {row.completion for row in made} == set(LABELS)
+    assert {row.provenance.generator for row in made} == {"llm:m"}
+    (lost,) = read_jsonl(folder / "rejected.jsonl", Rejected)
+    assert (lost.row, lost.content) == (7, "text 7")
+    assert lost.reason.startswith("no usable instruction after 3 tries")
+    assert not (tmp_path / "work" / "r" / "d").exists(), "what was paid for is in the store now"

@@ -63,7 +63,11 @@ def test_a_table_becomes_a_dataset_and_every_variant_is_asked_for(tmp_path: Path
     assert [m.variant for m in outputs if isinstance(m, TrainingRequested)] == ["base", "remarks"]
     splits = examples(store, outputs[0])
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 60, "validation": 10, "test": 30}
-    assert {name: Counter(r.label for r in rows)["positive"] for name, rows in splits.items()} == {"train": 30, "validation": 5, "test": 15}
+    assert {name: Counter(r.label for r in rows)["positive"] for name, rows in splits.items()} == {
+        "train": 30,
+        "validation": 5,
+        "test": 15,
+    }
     everything = [row for rows in splits.values() for row in rows]
     assert len({row.id for row in everything}) == len({row.provenance.row for row in everything}) == 100
     for row in everything:
@@ -98,10 +102,14 @@ def test_a_crash_between_datasets_keeps_the_finished_one(tmp_path: Path) -> None
         if isinstance(message, Progress) and message.step.startswith("two: 20"):
             break  # `one` is stored, `two` is not
     steps.close()  # type: ignore[attr-defined]
-    assert [store.find(f"runs/{asked.run_id()}/datasets/{name}") is not None for name in ("one", "two")] == [True, False]
+    assert [store.find(f"runs/{asked.run_id()}/datasets/{name}") is not None for name in ("one", "two")] == [
+        True,
+        False,
+    ]
     fresh, _ = station(tmp_path / "elsewhere")
     assert [m.datasets["two"].sha256 for m in drain(datagen.make(request(asked)))] == [  # type: ignore[attr-defined]
-        m.datasets["two"].sha256 for m in drain(fresh.make(request(asked)))  # type: ignore[attr-defined]
+        m.datasets["two"].sha256
+        for m in drain(fresh.make(request(asked)))  # type: ignore[attr-defined]
     ]
 
 
@@ -124,7 +132,11 @@ def test_no_test_question_of_one_dataset_is_trained_on_in_another(tmp_path: Path
 def test_too_few_rows_are_said_and_shared(tmp_path: Path) -> None:
     datagen, store = station(tmp_path)
     messages = list(datagen.make(request(recipe(remarks(tmp_path / "remarks.csv", 50)))))
-    assert {name: len(rows) for name, rows in examples(store, messages[-1]).items()} == {"train": 30, "validation": 5, "test": 15}
+    assert {name: len(rows) for name, rows in examples(store, messages[-1]).items()} == {
+        "train": 30,
+        "validation": 5,
+        "test": 15,
+    }
     steps = [m.step for m in messages if isinstance(m, Progress)]
     assert "remarks: 30 train, 5 validation, 15 test, fewer than asked for: the source has only 50 usable rows" in steps
 
@@ -142,11 +154,21 @@ def test_rejected_rows_are_kept_with_their_reasons(tmp_path: Path) -> None:
 def test_passthrough_and_prompts_have_no_labels(tmp_path: Path) -> None:
     alpaca = [{"instruction": f"Do {n}", "input": "x" if n % 2 else "", "output": f"done {n}"} for n in range(30)]
     (tmp_path / "a.json").write_text(json.dumps(alpaca))
-    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?", "source": "x"}\n{"prompt": "How?", "reference": "So."}\n{"prompt": ""}\n')
-    datasets = {"alpaca": {"source": str(tmp_path / "a.json"), "task": "passthrough", "rows": {"train": 20, "validation": 0, "test": 10}}}
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "Why?", "source": "x"}\n{"prompt": "How?", "reference": "So."}\n{"prompt": ""}\n'
+    )
+    datasets = {
+        "alpaca": {
+            "source": str(tmp_path / "a.json"),
+            "task": "passthrough",
+            "rows": {"train": 20, "validation": 0, "test": 10},
+        }
+    }
     panels = {"open": {"prompts": str(tmp_path / "p.jsonl"), "metrics": ["bleu"]}}
     datagen, store = station(tmp_path)
-    output = drain(datagen.make(request(parse({"datasets": datasets, "evaluation": {"panels": panels}}, "the test"))))[0]
+    output = drain(datagen.make(request(parse({"datasets": datasets, "evaluation": {"panels": panels}}, "the test"))))[
+        0
+    ]
     row = next(row for row in examples(store, output, "alpaca")["train"] if row.provenance.row % 2)
     assert row.prompt[0].content == f"Do {row.provenance.row}\n\nx"
     assert row.completion == f"done {row.provenance.row}"
@@ -204,7 +226,11 @@ def test_real_tweets_go_through_in_seconds(real_data: Path, tmp_path: Path) -> N
 
 
 def test_html_line_breaks_are_gone_from_real_reviews(real_data: Path, tmp_path: Path) -> None:
-    dataset = {"source": str(real_data / "imdb" / "reviews.csv"), "labels": {0: "negative", 1: "positive"}, "rows": {"train": 500}}
+    dataset = {
+        "source": str(real_data / "imdb" / "reviews.csv"),
+        "labels": {0: "negative", 1: "positive"},
+        "rows": {"train": 500},
+    }
     datagen, store = station(tmp_path)
     output = drain(datagen.make(request(parse({"datasets": {"imdb": dataset}}, "the test"))))[0]
     texts = [row.prompt[0].content for rows in examples(store, output, "imdb").values() for row in rows]

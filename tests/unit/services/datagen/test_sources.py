@@ -15,8 +15,8 @@ from services.datagen.sources import Row, Sources
 from understudy.errors import Invalid
 from understudy.testing import local_store
 
-ROWS = [{"text": "Größe: \"gut\", €5", "label": 1}, {"text": "line one\nline two", "label": 0}]
-EXPECTED = [{"text": "Größe: \"gut\", €5", "label": "1"}, {"text": "line one\nline two", "label": "0"}]
+ROWS = [{"text": 'Größe: "gut", €5', "label": 1}, {"text": "line one\nline two", "label": 0}]
+EXPECTED = [{"text": 'Größe: "gut", €5', "label": "1"}, {"text": "line one\nline two", "label": "0"}]
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ CSV = 'text,label,extra\n"Größe: ""gut"", €5",1,x\n"line one\nline two",0,y\
         ("lines.json", "\n".join(map(json.dumps, ROWS))),
     ],
 )
-def test_every_text_format_gives_the_same_rows(tmp_path: Path, sources: Sources, name: str, content: str | bytes) -> None:
+def test_every_text_format_gives_the_same_rows(
+    tmp_path: Path, sources: Sources, name: str, content: str | bytes
+) -> None:
     rows = read(sources, write(tmp_path / name, content))
     assert [row.values for row in rows] == EXPECTED
     assert [row.number for row in rows] == [0, 1]
@@ -141,7 +143,10 @@ def test_a_hub_dataset_is_read_and_must_be_pinned(
     folder.mkdir()
     write(folder / "train.csv", "text,label\ngood,1\nbad,0\n")
     write(folder / "test.csv", "text,label\nso,1\n")
-    assert [row.values for row in read(sources, f"hf:{folder}")] == [{"text": "good", "label": "1"}, {"text": "bad", "label": "0"}]
+    assert [row.values for row in read(sources, f"hf:{folder}")] == [
+        {"text": "good", "label": "1"},
+        {"text": "bad", "label": "0"},
+    ]
     with pytest.raises(Invalid, match=r"carries no revision.*hf:owner/name@<commit>"):
         sources.open("hf:owner/name")
 

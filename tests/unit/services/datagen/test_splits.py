@@ -70,7 +70,11 @@ def test_any_stretch_of_rows_is_balanced() -> None:
 
 
 def test_too_few_rows_are_shared_in_proportion() -> None:
-    assert shares({"test": 500, "validation": 200, "train": 8000}, 2000) == {"test": 115, "validation": 46, "train": 1839}
+    assert shares({"test": 500, "validation": 200, "train": 8000}, 2000) == {
+        "test": 115,
+        "validation": 46,
+        "train": 1839,
+    }
     assert shares({"test": 500, "validation": 200, "train": 8000}, 10) == {"test": 1, "validation": 1, "train": 8}
     assert shares({"test": 5, "validation": 0, "train": 5}, 0) == {"test": 0, "validation": 0, "train": 0}
     assert shares({"test": 1, "validation": 1, "train": 1}, 9) == {"test": 1, "validation": 1, "train": 1}
@@ -86,5 +90,8 @@ def test_what_is_held_out_goes_to_no_training_row() -> None:
 
 def test_the_same_source_gives_the_same_test_rows_whatever_else_is_asked() -> None:
     rows = candidates(a=500, b=500)
-    small, large = all_splits(rows, train=50, validation=0, test=100), all_splits(rows, train=700, validation=50, test=100)
+    small, large = (
+        all_splits(rows, train=50, validation=0, test=100),
+        all_splits(rows, train=700, validation=50, test=100),
+    )
     assert small["test"] == large["test"]

@@ -14,7 +14,9 @@ LABELS = ("negative", "positive")
 def test_there_are_many_forms_and_each_is_short() -> None:
     assert len(set(FORMS)) == len(FORMS) >= 24
     for index in range(len(FORMS)):
-        bare = FORMS[index].format(text="", either="a or b", commas="a, b", slashes="a / b", quoted='"a" or "b"', bullets="- a\n- b")
+        bare = FORMS[index].format(
+            text="", either="a or b", commas="a, b", slashes="a / b", quoted='"a" or "b"', bullets="- a\n- b"
+        )
         assert len(bare.split()) <= 20, bare
 
 

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from services.evaluator.panels import Questionnaire, questionnaire
 from understudy.contracts import Artifact, ModelServed
 from understudy.ports import free_ports
 from understudy.recipe import Recipe, parse, prompts_dataset
@@ -102,8 +103,17 @@ def _say(model: str, question: str) -> str:
     return " ".join([*kept, "indeed"])
 
 
+@pytest.fixture(scope="module")
+def endpoint_for_module() -> Iterator[Endpoint]:
+    yield from serve()
+
+
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
+    yield from serve()
+
+
+def serve() -> Iterator[Endpoint]:
     state = Endpoint()
     server, thread = start(state)
     yield state
@@ -236,3 +246,15 @@ def general(number: int, tail: str = " and so on") -> Example:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def world_of() -> type[World]:
+    """Makes worlds of any size."""
+    return World
+
+
+@pytest.fixture
+def remarks(world: World) -> Questionnaire:
+    """The in-domain panel's questions."""
+    return questionnaire(world.store, world.recipe, "in-domain", world.datasets)

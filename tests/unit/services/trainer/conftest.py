@@ -12,31 +12,8 @@ from understudy.artifacts import FsspecArtifactStore
 from understudy.contracts import Artifact
 from understudy.records import Example, Provenance, Turn, write_jsonl
 
-WORDS = tuple(
-    [
-        "the",
-        "film",
-        "was",
-        "good",
-        "bad",
-        "fine",
-        "dull",
-        "a",
-        "bright",
-        "slow",
-        "story",
-        "with",
-        "and",
-        "of",
-        "an",
-        "actor",
-        "plot",
-        "scene",
-        "music",
-        "never",
-        "again",
-    ]
-)
+SENTENCE = "the film was good bad fine dull a bright slow story with and of an actor plot scene music never again"
+WORDS = SENTENCE.split()
 
 
 def make_examples(count: int, name: str = "remarks", words: int = 5) -> list[Example]:

@@ -34,7 +34,7 @@ class Watched:
 
 
 def world(
-    folder: Path, base: Path, put: Callable[[ArtifactStore, Path], Artifact]
+    folder: Path, base: Path, put: Callable[[ArtifactStore, Path], Artifact], watched: Watched
 ) -> tuple[Trainer, TrainingRequested]:
     """A trainer in its own folder, and a request for 240 steps with a checkpoint every 20."""
     store = local_store(folder)

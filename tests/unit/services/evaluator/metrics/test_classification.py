@@ -1,0 +1,76 @@
+"""Proves that class metrics are scikit-learn's, and that classes are read from answers as the signature says."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from services.evaluator.metrics.classification import Classification, parse_label
+from understudy.records import Example, Prediction, Provenance, Turn
+
+LABELS = ("anger", "joy", "sadness")
+
+
+def rows(pairs: list[tuple[str, str | None]]) -> tuple[list[Example], list[Prediction]]:
+    examples = [
+        Example(
+            id=str(i),
+            prompt=(Turn(role="user", content="?"),),
+            completion=gold,
+            label=gold,
+            provenance=Provenance(source="s", row=i, generator="g"),
+        )
+        for i, (gold, _) in enumerate(pairs)
+    ]
+    predictions = [
+        Prediction(id=str(i), text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1, label=said)
+        for i, (_, said) in enumerate(pairs)
+    ]
+    return examples, predictions
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("never_said", [(), ("joy",)])
+def test_equals_scikit_learn_also_with_unread_classes_and_classes_never_said(
+    seed: int, never_said: tuple[str, ...]
+) -> None:
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+    dice = random.Random(seed)
+    sayable = [label for label in (*LABELS, None) if label not in never_said]
+    pairs = [(dice.choice(LABELS), dice.choice(sayable)) for _ in range(60)]
+    family = Classification(LABELS)
+    found = family.values(family.statistics(*rows(pairs)).sum(axis=0))
+    gold, said = [g for g, _ in pairs], [s or "no class" for _, s in pairs]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        gold, said, labels=list(LABELS), average="macro", zero_division=0
+    )
+    expected = {"accuracy": accuracy_score(gold, said), "precision": precision, "recall": recall, "f1": f1}
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, abs=1e-12)
+
+
+def test_signatures_tell_average_zero_division_classes_and_parse_rule() -> None:
+    signatures = {measure.name: measure.signature for measure in Classification(LABELS).measures()}
+    assert signatures["f1"] == "f1|average:macro|zero_division:0|labels:3|parse:first-label-word"
+    assert signatures["accuracy"] == "accuracy|labels:3|parse:first-label-word"
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("positive", "positive"),
+        ("  POSITIVE.\n\nThe reviewer was not negative", "positive"),
+        ("It is negative, not positive", "negative"),
+        ("positively charming", None),
+        ("", None),
+        ("very   positive indeed", "very positive"),
+        ("I cannot say", None),
+    ],
+)
+def test_the_first_whole_word_that_names_a_class_counts(text: str, label: str | None) -> None:
+    assert parse_label(text, ("negative", "positive", "very positive")) == label
+
+
+def test_class_names_with_signs_are_taken_literally() -> None:
+    assert parse_label("answer: c++ (not c)", ("c", "c++")) == "c++"

@@ -1,0 +1,60 @@
+"""An engine's HTTP API without a model: `python stub_engine.py PORT BASE`. Forgets its adapters when it restarts, as vLLM does.
+
+An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    base = "tiny"
+    adapters: dict[str, str] = {}  # noqa: RUF012
+    loads = 0
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            return self.answer(200, {})
+        return self.answer(200, {"data": [{"id": name} for name in (self.base, *self.adapters)]})
+
+    def do_POST(self) -> None:
+        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        name = body.get("lora_name", "")
+        if self.path == "/v1/load_lora_adapter":
+            if (Path(body["lora_path"]) / "bad").exists():
+                return self.answer(500, {"error": {"message": "cannot be loaded"}})
+            if name in self.adapters:
+                return self.answer(400, {"error": {"message": f"{name} has already been loaded"}})
+            self.adapters[name] = body["lora_path"]
+            return self.answer(200, {})
+        if self.path == "/v1/unload_lora_adapter":
+            return self.answer(200 if self.adapters.pop(name, None) else 404, {"error": {"message": "not found"}})
+        if body["model"] not in (self.base, *self.adapters):
+            return self.answer(404, {"error": {"message": "no such model"}})
+        logprob = -1.0 if body["model"] == self.base else -2.0
+        choices = [
+            {"index": i, "prompt_logprobs": [None, *({"7": {"logprob": logprob}} for _ in prompt[1:])]}
+            for i, prompt in enumerate(body["prompt"])
+        ]
+        return self.answer(200, {"choices": choices[::-1]})
+
+    def answer(self, status: int, body: object) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+if __name__ == "__main__":
+    Handler.base = sys.argv[2]
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -1,0 +1,158 @@
+"""One engine kept alive, against a stub that is a real process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine import Engine, command, log_file, spawn
+from services.inference.fleet import Fleet
+from services.inference.settings import InferenceSettings
+from understudy.child import Child
+from understudy.contracts import Artifact
+from understudy.models import PLAIN_TEMPLATE, Base, resolve
+from understudy.ports import free_ports
+
+Eventually = Callable[[Callable[[], object]], None]
+
+
+def kill(process: Child) -> None:
+    """Kill the command under the keeper, as the kernel would when memory runs out."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+
+
+def test_a_killed_engine_comes_back_with_its_adapters(
+    fleet: Fleet, processes: list[Child], put: Callable[..., Artifact], eventually: Eventually
+) -> None:
+    engine = fleet.ensure("tiny", 8)
+    assert engine.wait_ready(10)
+    engine.load("ft:one", put("one"))
+    kill(processes[0])
+    eventually(lambda: len(processes) == 2)
+    assert engine.wait_ready(10)
+    assert engine.serving == {"tiny", "ft:one"}
+    assert engine.failure is None
+
+
+def test_a_dead_engine_is_not_routed_to(fleet: Fleet, processes: list[Child], eventually: Eventually) -> None:
+    engine = fleet.ensure("tiny", 8)
+    assert engine.wait_ready(10)
+    assert fleet.route("tiny") == engine.url
+    kill(processes[0])
+    eventually(lambda: fleet.route("tiny") is None)
+
+
+def test_an_engine_that_keeps_dying_says_why(
+    settings: InferenceSettings, eventually: Eventually, tmp_path: Path
+) -> None:
+    base = resolve("tiny", settings.models)
+    script = "print('loading'); print('ValueError: no such architecture'); raise SystemExit(3)"
+
+    def launch(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
+        return Child([sys.executable, "-S", "-c", script], log=log_file(settings, base))
+
+    engine = Engine(base, settings, dict, lambda artifact: tmp_path, launch=launch, pause=0.01)
+    engine.start()
+    try:
+        eventually(lambda: engine.failure)
+        assert engine.failure
+        assert "ValueError: no such architecture" in engine.failure
+        assert str(log_file(settings, base)) in engine.failure
+    finally:
+        engine.close()
+
+
+def test_a_larger_rank_restarts_the_engine_once(fleet: Fleet, processes: list[Child], eventually: Eventually) -> None:
+    engine = fleet.ensure("tiny", 16)
+    assert engine.wait_ready(10)
+    engine.require(8)
+    engine.require(16)
+    assert len(processes) == 1
+    engine.require(20)
+    assert engine.rank == 32
+    eventually(lambda: len(processes) == 2)
+    assert engine.wait_ready(10)
+    assert engine.failure is None
+
+
+def test_an_engine_elsewhere_is_watched_and_given_its_adapters_again(
+    settings: InferenceSettings,
+    put: Callable[..., Artifact],
+    store: object,
+    eventually: Eventually,
+    launch: Callable[..., Child],
+) -> None:
+    base = resolve("tiny", settings.models)
+    (port,) = free_ports(1)
+    elsewhere = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{port}"})
+    adapter = put("one")
+    first = launch(base, settings, port, 16)
+    engine = Engine(base, elsewhere, lambda: {"ft:one": adapter}, store.fetch, pause=0.01)  # type: ignore[attr-defined]
+    engine.start()
+    try:
+        assert engine.wait_ready(10)
+        assert "ft:one" in engine.serving
+        first.stop()
+        eventually(lambda: engine.url is None)
+        launch(base, settings, port, 16)
+        assert engine.wait_ready(10)
+        assert "ft:one" in engine.serving
+    finally:
+        engine.close()
+
+
+def test_an_engine_elsewhere_with_another_model_is_refused(
+    settings: InferenceSettings, eventually: Eventually, tmp_path: Path, launch: Callable[..., Child]
+) -> None:
+    (port,) = free_ports(1)
+    base = resolve("tiny", settings.models)
+    elsewhere = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{port}"})
+    launch(replace(base, name="other"), settings, port, 16)
+    engine = Engine(base, elsewhere, dict, lambda artifact: tmp_path, pause=0.01)
+    engine.start()
+    try:
+        eventually(lambda: engine.failure)
+        assert "serves other, not `tiny`" in str(engine.failure)
+    finally:
+        engine.close()
+
+
+def test_the_command_line_follows_base_and_settings(settings: InferenceSettings) -> None:
+    base = resolve("tiny", settings.models)
+    line = command(base, settings, 1234, 32)
+    option = dict(itertools.pairwise(line))
+    assert option["--max-model-len"] == "512", "bounded by what the base can"
+    assert option["--max-lora-rank"] == "32"
+    assert "--chat-template" not in line, "the base has one of its own"
+    assert "lm_head" not in line
+    hub = Base(name="owner/name", path="owner/name", revision="abc", template=PLAIN_TEMPLATE)
+    option = dict(itertools.pairwise(command(hub, settings, 1234, 16)))
+    assert (option["--revision"], option["--tokenizer-revision"]) == ("abc", "abc")
+    assert option["--chat-template"] == str(PLAIN_TEMPLATE)
+    assert option["--max-model-len"] == "1024"
+
+
+def test_a_hub_name_makes_one_log_file(settings: InferenceSettings) -> None:
+    hub = Base(name="owner/name", path="owner/name", revision="abc", template=None)
+    assert log_file(settings, hub).name == "engine-owner--name.log"
+
+
+def test_nothing_is_started_for_an_engine_elsewhere(settings: InferenceSettings) -> None:
+    elsewhere = settings.model_copy(update={"engine_url": "http://127.0.0.1:1"})
+    process = spawn(resolve("tiny", settings.models), elsewhere, 1, 16)
+    assert not isinstance(process, Child)
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("url", ["https://host", "http://host/v1", "host:80"])
+def test_an_engine_url_that_would_not_work_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ValueError, match="engine_url"):
+        InferenceSettings(engine_url=url)

@@ -1,0 +1,297 @@
+"""The gateway over real sockets: a client, the gateway under uvicorn, and servers behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from services.inference.gateway import Gateway
+from understudy.health import NotFound
+from understudy.ports import free_ports
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+CHAT = "/v1/chat/completions"
+
+
+@asynccontextmanager
+async def serving(app: App) -> AsyncIterator[str]:
+    """Run an ASGI app; its URL."""
+    (port,) = free_ports(1)
+    config = uvicorn.Config(app, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    await task
+
+
+@asynccontextmanager
+async def listening(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A server that may misbehave on the wire; its URL."""
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+class Routes(dict[str, str | None]):
+    """Model -> URL; None: known, but not ready."""
+
+    reason: str | None = None
+
+    def route(self, model: str) -> str | None:
+        return self.get(model)
+
+    def want(self, model: str) -> str | None:
+        if model not in self:
+            raise NotFound(f"The model `{model}` does not exist. Models here: {', '.join(self)}")
+        return self.reason
+
+
+async def own(scope: Any, receive: Any, send: Any) -> None:
+    """The service's own API behind the gateway."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"own"})
+
+
+@asynccontextmanager
+async def gateway(routes: Routes, hold: float = 5, **families: str) -> AsyncIterator[httpx.AsyncClient]:
+    prefixes = {f"/v1/{name}": (name, url) for name, url in families.items()}
+    app = Gateway(own, routes, prefixes, max_body=10_000, hold_seconds=hold)
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
+        yield client
+
+
+async def read(receive: Any) -> bytes:
+    body = b""
+    while True:
+        event = await receive()
+        body += event.get("body", b"")
+        if not event.get("more_body"):
+            return body
+
+
+def echo(name: str) -> App:
+    """Answers with what it was asked."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = await read(receive)
+        target = scope["raw_path"] + b"?" + scope["query_string"]
+        headers = {key.decode(): value.decode() for key, value in scope["headers"]}
+        seen = {
+            "by": name,
+            "method": scope["method"],
+            "target": target.decode(),
+            "body": body.decode(),
+            "headers": headers,
+        }
+        sent = [(b"content-type", b"application/json"), (b"x-engine", name.encode()), (b"connection", b"keep-alive")]
+        await send({"type": "http.response.start", "status": 201, "headers": sent})
+        await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
+
+    return app
+
+
+async def test_each_model_goes_to_its_engine_and_bytes_pass_unchanged() -> None:
+    async with (
+        serving(echo("one")) as one,
+        serving(echo("two")) as two,
+        gateway(Routes({"a": one, "ft:b:x": two})) as client,
+    ):
+        for model, name in (("a", "one"), ("ft:b:x", "two")):
+            body = f'{{"stream":false,  "model": "{model}", "x": 1}}'
+            answer = await client.post(CHAT, content=body, headers={"authorization": "Bearer k"})
+            assert (answer.status_code, answer.headers["x-engine"]) == (201, name)
+            seen = answer.json()
+            assert (seen["body"], seen["target"]) == (body, f"{CHAT}?")
+            assert seen["headers"]["authorization"] == "Bearer k"
+            assert len(answer.headers.get_list("date")) == 1
+
+
+async def test_a_stream_passes_piece_by_piece() -> None:
+    let_go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await read(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await let_go.wait()
+        await send({"type": "http.response.body", "body": b"data: 2\n\n"})
+
+    async with (
+        serving(app) as url,
+        gateway(Routes(m=url)) as client,
+        client.stream("POST", CHAT, json={"model": "m", "stream": True}) as answer,
+    ):
+        pieces = answer.aiter_raw()
+        assert await anext(pieces) == b"data: 1\n\n", "before the engine has sent the second"
+        let_go.set()
+        assert b"".join([piece async for piece in pieces]) == b"data: 2\n\n"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_client_that_hangs_up_ends_the_work_of_the_engine(begun: bool) -> None:
+    working, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await read(receive)
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        working.set()
+        assert (await receive())["type"] == "http.disconnect"
+        ended.set()
+
+    async with serving(app) as url, gateway(Routes(m=url)) as client:
+        request = asyncio.create_task(client.post(CHAT, json={"model": "m"}))
+        await asyncio.wait_for(working.wait(), 5)
+        request.cancel()
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_errors_have_openais_shape() -> None:
+    async with gateway(Routes(known=None)) as client:
+
+        async def post(**request: Any) -> tuple[int, dict[str, Any]]:
+            answer = await client.post(CHAT, **request)
+            return answer.status_code, answer.json()["error"]
+
+        status, error = await post(json={"model": "nobody"})
+        assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+        assert "known" in error["message"]
+        status, error = await post(content=b"{")
+        assert (status, error["type"]) == (400, "invalid_request_error")
+        for request in ({}, {"model": 7}, {"model": ""}, []):
+            status, error = await post(json=request)
+            assert (status, error["param"]) == (400, "model")
+        status, error = await post(content=b"x" * 20_000)
+        assert (status, error["code"]) == (413, "request_too_large")
+
+
+async def test_a_request_waits_for_an_engine_that_is_starting() -> None:
+    routes = Routes(m=None)
+    async with serving(echo("late")) as url, gateway(routes) as client:
+        asyncio.get_running_loop().call_later(0.3, routes.update, {"m": url})
+        answer = await client.post(CHAT, json={"model": "m"})
+        assert answer.json()["by"] == "late"
+
+
+async def test_a_request_does_not_wait_for_ever() -> None:
+    routes = Routes(m=None)
+    routes.reason = "no space left"
+    async with gateway(routes, hold=0.1) as client:
+        answer = await client.post(CHAT, json={"model": "m"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_not_ready")
+        assert int(answer.headers["retry-after"]) > 0
+        assert "no space left" in answer.json()["error"]["message"]
+
+
+async def test_an_engine_that_dies_before_its_answer_is_asked_again_when_it_is_back() -> None:
+    asked = 0
+
+    async def dying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        routes["m"] = None
+        asyncio.get_running_loop().call_later(0.2, routes.update, {"m": back})
+        writer.close()
+
+    async with serving(echo("back")) as back, listening(dying) as url:
+        routes = Routes(m=url)
+        async with gateway(routes) as client:
+            answer = await client.post(CHAT, json={"model": "m"})
+            assert (answer.json()["by"], asked) == ("back", 1)
+
+
+async def test_an_answer_that_breaks_off_is_neither_repeated_nor_completed() -> None:
+    asked = 0
+
+    async def dying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with listening(dying) as url, gateway(Routes(m=url)) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post(CHAT, json={"model": "m"})
+        assert asked == 1
+
+
+async def test_a_request_that_ends_every_engine_it_meets_is_given_up() -> None:
+    asked = 0
+
+    async def dying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with listening(dying) as url, gateway(Routes(m=url)) as client:
+        assert (await client.post(CHAT, json={"model": "m"})).status_code == 503
+        assert asked == 3
+
+
+async def test_connections_to_an_engine_are_kept() -> None:
+    ports = set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ports.add(scope["client"][1])
+        await echo("x")(scope, receive, send)
+
+    async with serving(app) as url, gateway(Routes(m=url)) as client:
+        for _ in range(5):
+            await client.post(CHAT, json={"model": "m"})
+    assert len(ports) == 1
+
+
+async def test_other_families_go_to_their_service_as_they_came() -> None:
+    async with serving(echo("files")) as url, gateway(Routes(), files=url) as client:
+        seen = (await client.get("/v1/files/a%2Fb?limit=2")).json()
+        assert (seen["method"], seen["target"], seen["body"]) == ("GET", "/v1/files/a%2Fb?limit=2", "")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b"x" * 1000
+
+        chunked = (await client.post("/v1/files", content=pieces())).json()
+        assert chunked["body"] == "x" * 100_000, "uploads have their own limit, at the service that takes them"
+        whole = (await client.post("/v1/files", content=b"y" * 50_000)).json()
+        assert (whole["body"], whole["headers"]["content-length"]) == ("y" * 50_000, "50000")
+        assert (await client.head("/v1/files")).status_code == 201
+        assert (await client.get("/v1/filesystem")).text == "own"
+        assert (await client.get("/healthz")).text == "own"
+
+
+async def test_a_service_that_refuses_an_upload_half_way_is_heard() -> None:
+    async def refusing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\n\r\nlarge")
+        await writer.drain()
+        await reader.read()  # what still comes is thrown away
+        writer.close()
+
+    async with listening(refusing) as url, gateway(Routes(), files=url) as client:
+        answer = await client.post("/v1/files", content=b"x" * 5_000_000)
+        assert (answer.status_code, answer.text) == (413, "large")
+
+
+async def test_a_service_that_is_down_is_named() -> None:
+    (port,) = free_ports(1)
+    async with gateway(Routes(), evals=f"http://127.0.0.1:{port}") as client:
+        answer = await client.get("/v1/evals")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
+        assert "evals" in answer.json()["error"]["message"]
