@@ -117,33 +117,31 @@ def _keep(lifeline: int, command: Sequence[str]) -> int:
             os.read(wake_read, 512)
         if lifeline in ready:  # nothing is ever written there: readable means closed
             break
-    _kill_descendants()
+    _kill_descendants(process)
     code = process.wait()
     return 128 - code if code < 0 else code
 
 
-def _kill_descendants() -> None:
-    """Kill all children until none is left; orphans of the killed come to us, their subreaper, and are next."""
-    deadline = time.monotonic() + 5
+def _kill_descendants(process: subprocess.Popen[bytes]) -> None:
+    """Kill and reap all children until none is left; orphans of the killed come to us, their subreaper, and are next.
+
+    A zombie counts until it is reaped: one with threads that still end keeps its children to itself until then.
+    """
+    deadline = time.monotonic() + 10
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     while time.monotonic() < deadline:
-        alive = [int(pid) for pid in children.read_text().split()]
-        alive = [pid for pid in alive if not _is_zombie(pid)]
-        if not alive:
+        process.poll()  # reaps the command; its exit code is kept there
+        left = [int(pid) for pid in children.read_text().split()]
+        if not left:
             return
-        for pid in alive:
+        for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
+                if pid != process.pid:
+                    os.waitpid(pid, os.WNOHANG)
+            except (ProcessLookupError, ChildProcessError):
                 pass
         time.sleep(0.02)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 if __name__ == "__main__":

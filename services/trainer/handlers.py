@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,38 +97,37 @@ class Trainer:
         interruptions = 0
         while not folder.adapter.is_dir():
             oom_kills = _oom_kills()
-            steps = 0
-            child = self.launcher.launch(folder)
-            try:
-                seen, code = folder.progress.stat().st_size if folder.progress.exists() else 0, None
-                said, latest = 0.0, None
-                while code is None:
-                    code = child.poll()
-                    fresh, seen = folder.steps(seen)
-                    steps += len(fresh)
-                    latest = fresh[-1] if fresh else latest
-                    if (
-                        fresh or time.monotonic() - said >= SAY_SOMETHING_SECONDS
-                    ):  # silence would hold up a stop of the service
-                        yield _progress(job, latest)
-                        said = time.monotonic()
-                    if code is None:
-                        self.sleep(POLL_SECONDS)
-            finally:
-                child.stop()
+            code, steps = yield from self._watch(job, folder)
             if code == EXIT_MEMORY or (code == -9 and _oom_kills() > oom_kills):
-                smaller = job.smaller()
-                if smaller is None:
-                    raise Invalid(
-                        f"Variant `{job.variant}` does not fit into memory, even one example at a time",
-                        "Set `training.quantize: nf4`, lower `training.max_length`, or take a smaller base.",
-                    )
-                job = smaller
+                job = _smaller(job)
                 folder.restart(job)
             elif code == -9 and interruptions < INTERRUPTIONS:
                 interruptions = 0 if steps else interruptions + 1
-            elif code != 0:
+            elif code != 0 or not folder.adapter.is_dir():
                 raise _failure(code, job, folder)
+
+    def _watch(self, job: Job, folder: JobFolder) -> Generator[Progress, None, tuple[int, int]]:
+        """One child from start to end, which comes early when this generator is closed; returns (exit code, steps it made)."""
+        folder.progress.unlink(missing_ok=True)  # its last line may be torn
+        seen = 0
+        child = self.launcher.launch(folder)
+        try:
+            said, latest, steps = 0.0, None, 0
+            while True:
+                code = child.poll()
+                fresh, seen = folder.steps(seen)
+                steps += len(fresh)
+                latest = fresh[-1] if fresh else latest
+                if (
+                    fresh or time.monotonic() - said >= SAY_SOMETHING_SECONDS
+                ):  # silence would hold up a stop of the service
+                    yield _progress(job, latest)
+                    said = time.monotonic()
+                if code is not None:
+                    return code, steps
+                self.sleep(POLL_SECONDS)
+        finally:
+            child.stop()
 
     def handlers(self) -> Handlers:
         return {TrainingRequested: self.train}
@@ -147,6 +146,16 @@ def _progress(job: Job, step: Step | None) -> Progress:
         done=step.step,
         total=step.total,
         figures=figures,
+    )
+
+
+def _smaller(job: Job) -> Job:
+    """`job` with a smaller micro-batch; raises `Invalid` when there is none."""
+    if smaller := job.smaller():
+        return smaller
+    raise Invalid(
+        f"Variant `{job.variant}` does not fit into memory, even one example at a time",
+        "Set `training.quantize: nf4`, lower `training.max_length`, or take a smaller base.",
     )
 
 

@@ -57,13 +57,12 @@ class Running:
         raise AssertionError
 
     def processes(self, name: str = "") -> dict[int, str]:
-        """Pid -> name of everything alive that runs on this data folder and is called like that."""
+        """Pid -> command of everything alive that belongs to this service and has `name` in its command."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                mine = f"UNDERSTUDY_DATA={self.folder / 'data'}".encode() in (entry / "environ").read_bytes().split(
-                    b"\0"
-                )
+                # The engine core overwrites its environment with its title, but all write to a log of this folder.
+                mine = str(self.folder) in os.readlink(entry / "fd/2")  # noqa: PTH115
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             except OSError:
                 continue
@@ -76,7 +75,8 @@ def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
     env = {**os.environ, "UNDERSTUDY_DATA": str(folder / "data"), "UNDERSTUDY_MODELS": str(folder / "models")}
     env |= {"UNDERSTUDY_PORT": str(port), "UNDERSTUDY_HOLD_SECONDS": "240", "PYTHONPATH": str(PROJECT)}
     with (folder / "service.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "services.inference"], env=env, cwd=PROJECT, stderr=log)
+        command = [sys.executable, "-m", "services.inference"]
+        return subprocess.Popen(command, env=env, cwd=PROJECT, stdout=log, stderr=log)
 
 
 def until(holds: Callable[[], object], seconds: float) -> None:

@@ -22,6 +22,17 @@ grandchild = subprocess.Popen([sys.executable, "-c", "import time, signal; signa
 open(sys.argv[1], "w").write(f"{__import__('os').getpid()} {grandchild.pid} ")
 time.sleep(600)
 """
+# A command whose first thread has ended, so that it shows as a zombie while another thread and its child live on.
+HEADLESS = """
+import ctypes, platform, signal, subprocess, sys, threading, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def work():
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    open(sys.argv[1], "w").write(f"{grandchild.pid} ")
+    time.sleep(600)
+threading.Thread(target=work).start()
+ctypes.CDLL(None).syscall(60 if platform.machine() == "x86_64" else 93, 0)  # exit(2): of this thread alone
+"""
 PARENT = """
 import sys, time; from pathlib import Path; from understudy.child import Child
 child = Child([sys.executable, "-c", sys.argv[1], sys.argv[2]], log=Path(sys.argv[3]))
@@ -71,6 +82,13 @@ def test_stop_asks_first(tmp_path: Path) -> None:
         time.sleep(0.02)
     child.stop()
     assert child.poll() == 7
+
+
+def test_a_dying_command_that_looks_like_a_zombie_does_not_leave_its_offspring(tmp_path: Path) -> None:
+    child = Child([sys.executable, "-c", HEADLESS, str(tmp_path / "pids")], log=tmp_path / "log")
+    (grandchild,) = pids(tmp_path / "pids")
+    child.stop(grace=0.5)
+    assert gone([child.pid, grandchild])
 
 
 def test_stop_ends_the_stubborn_with_their_offspring(tmp_path: Path) -> None:
