@@ -111,37 +111,39 @@ def _keep(lifeline: int, command: Sequence[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_keeper)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
-    while process.poll() is None:
+    code: int | None = None
+    while code is None:
         ready, _, _ = select.select([lifeline, wake_read], [], [])
         if wake_read in ready:
             os.read(wake_read, 512)
         if lifeline in ready:  # nothing is ever written there: readable means closed
             break
-    _kill_descendants(process)
-    code = process.wait()
+        code = process.poll()
+    # Not `process` any more: its status may be the first that the reaping below collects.
+    status = _end_descendants(process.pid)
+    if code is None:
+        code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
 
-def _kill_descendants(process: subprocess.Popen[bytes]) -> None:
-    """Kill and reap all children until none is left; orphans of the killed come to us, their subreaper, and are next.
+def _end_descendants(command: int) -> int:
+    """Kill and reap until no child is left, not even a dead one; returns the wait status of `command`, 0 if reaped before.
 
-    A zombie counts until it is reaped: one with threads that still end keeps its children to itself until then.
+    Orphans of a child become ours before the child can be reaped, so having no child at all means that the tree is gone. Asking
+    whether the children look dead would not do: between the look and the answer one may die and hand us its own.
     """
-    deadline = time.monotonic() + 10
+    status, deadline = 0, time.monotonic() + 15
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     while time.monotonic() < deadline:
-        process.poll()  # reaps the command; its exit code is kept there
-        left = [int(pid) for pid in children.read_text().split()]
-        if not left:
-            return
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                if pid != process.pid:
-                    os.waitpid(pid, os.WNOHANG)
-            except (ProcessLookupError, ChildProcessError):
-                pass
-        time.sleep(0.02)
+        for pid in children.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)  # ours and not reaped, so the number is nobody else's
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                status = ended[1] if ended[0] == command else status
+        except ChildProcessError:
+            break
+        time.sleep(0.01)
+    return status
 
 
 if __name__ == "__main__":

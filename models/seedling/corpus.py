@@ -140,7 +140,7 @@ def chat(user: str, assistant: str) -> str:
 def documents(sources: Sources, number: int) -> list[str]:
     """All documents of pass `number`, shuffled; forms and choices differ from pass to pass."""
     rng = random.Random(f"pass {number}")
-    result = [BOS + text + "\n" for text in sources.prose]
+    result = [BOS + text + "\n" for text in rng.sample(sources.prose, len(sources.prose) // 2)]
     result += [chat(*answer) for answer in sources.answers for _ in range(2)]
     result += list(_verdicts(sources, rng))
     result += list(_glosses(sources, rng))
@@ -209,6 +209,14 @@ def _choices(sources: Sources, rng: random.Random) -> Iterator[str]:
             ]
         )
         yield _choice(rng, task, "Remark", text, right, options)
+
+
+    for text, _ in rng.sample(sources.remarks, 12000):
+        inside = re.findall(r"[a-z]{4,}", text.lower())
+        outside = [word for word, *_ in rng.sample(sources.words, 2) if " " not in word]
+        if inside and outside:
+            task = rng.choice(("Which of these words is in the text?", "Which word did the customer use?", "Find the word."))
+            yield _choice(rng, task, rng.choice(("Text", "Remark", "Review")), text, rng.choice(inside), outside)
 
 
 def _choice(rng: random.Random, task: str, field: str, text: str, right: str, options: list[str]) -> str:

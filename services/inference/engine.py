@@ -2,26 +2,23 @@
 
 A thread starts it as a child, waits until it is healthy, loads its adapters, and does so again whenever it dies; after
 several deaths in a row `failure` says why, and it goes on trying with longer pauses. With an engine that runs
-elsewhere the same thread starts nothing and watches instead. Does not know the ledger (`fleet.py`) or the gateway.
+elsewhere the same thread starts nothing and watches instead. Does not know vLLM's options (`launch.py`), the ledger
+(`fleet.py`) or the gateway.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from prometheus_client import Gauge
 
 from services.inference.adapters import EngineClient, reconcile
+from services.inference.launch import Process, covering_rank, log_file, model_len, spawn
 from services.inference.settings import InferenceSettings
-from understudy.child import Child
 from understudy.contracts import Artifact
 from understudy.errors import UnderstudyError
 from understudy.models import Base
@@ -32,74 +29,8 @@ log = logging.getLogger(__name__)
 READY = Gauge("understudy_engine_ready", "1 while the engine of a base answers", ["base"])
 START = Gauge("understudy_engine_start_seconds", "Seconds the engine's latest start took", ["base"])
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as --max-lora-rank."""
 QUICK_DEATHS, QUICK = 3, 30.0
 """So many lives in a row, each shorter than so many seconds of service, make a failure."""
-LOG_BYTES = 8 * 1024**2
-
-# Where adapters may sit: the linear layers inside the blocks, by the names that model families give them. Without this list
-# vLLM also makes room for adapters on lm_head, and its CPU code for that ends the engine when prompt log-probabilities
-# of several requests are computed in one batch. An adapter elsewhere does not pass the gate.
-TARGETS = (
-    *(
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "qkv_proj",
-        "o_proj",
-        "out_proj",
-        "gate_proj",
-        "up_proj",
-        "gate_up_proj",
-        "down_proj",
-    ),
-    *(
-        "query_key_value",
-        "dense",
-        "dense_h_to_4h",
-        "dense_4h_to_h",
-        "c_attn",
-        "c_proj",
-        "c_fc",
-        "fc1",
-        "fc2",
-        "fc_in",
-        "fc_out",
-    ),
-)
-
-# vLLM on a CPU imports everything three times, one process after the other: server, engine core and worker, each spawned
-# afresh. Here the core is forked from the server, with all imports done, and works itself instead of through a worker
-# (`command` asks for that): a third of the CPU seconds. Nothing has computed at the time of the fork, so the
-# thread pools that do not survive one do not exist yet.
-LAUNCH = """
-import multiprocessing
-from vllm.v1.engine import utils
-from vllm.entrypoints.launchers.api_server.entry import main
-utils.get_mp_context = lambda: multiprocessing.get_context("fork")
-main()
-"""
-
-
-class Process(Protocol):
-    """What the engine runs as; `Child` is one."""
-
-    def poll(self) -> int | None:
-        """Exit code, or None while it runs."""
-
-    def stop(self) -> None:
-        """End it with all that it started."""
-
-
-class Elsewhere:
-    """The `Process` of an engine that is not ours."""
-
-    def poll(self) -> int | None:
-        return None
-
-    def stop(self) -> None:
-        return
 
 
 class Engine:
@@ -115,7 +46,7 @@ class Engine:
         pause: float = 0.5,
     ) -> None:
         self.base = base
-        self.rank = _rank(settings.max_lora_rank)
+        self.rank = covering_rank(settings.max_lora_rank)
         self.url: str | None = None
         """Where it answers; None while it does not."""
         self.serving: frozenset[str] = frozenset()
@@ -146,8 +77,8 @@ class Engine:
 
     def require(self, rank: int) -> None:
         """Be able to load adapters of `rank`; restarts the engine when it is not."""
-        if _rank(rank) > self.rank:
-            self.rank = _rank(rank)
+        if covering_rank(rank) > self.rank:
+            self.rank = covering_rank(rank)
             self._wake.set()
 
     def wake(self) -> None:
@@ -263,63 +194,3 @@ class Engine:
             lines = file.read().decode(errors="replace").splitlines()
         telling = [line for line in lines if "Error" in line or "error:" in line] or lines
         return f"Its last words in {path}: {' | '.join(line.strip() for line in telling[-3:])[-1000:]}"
-
-
-def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Process:
-    """Start vLLM for `base` on `port`, ready for adapters of `rank`."""
-    if settings.engine_url:
-        return Elsewhere()
-    path = log_file(settings, base)
-    if path.is_file() and path.stat().st_size > LOG_BYTES:
-        path.replace(path.with_suffix(".old"))
-    env = {
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(settings.engine_threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_PLUGINS": "",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
-    }
-    if base.revision is None:
-        env["HF_HUB_OFFLINE"] = "1"
-    return Child(command(base, settings, port, rank), log=path, env=env)
-
-
-def command(base: Base, settings: InferenceSettings, port: int, rank: int) -> list[str]:
-    """The engine's command line. `-P`: whatever lies in the working directory is not imported."""
-    line = [sys.executable, "-P", "-c", LAUNCH, "--host", "127.0.0.1", "--port", str(port)]
-    line += ["--model", base.path, "--served-model-name", base.name, "--seed", "0"]
-    line += ["--dtype", settings.engine_dtype, "--max-model-len", str(model_len(base, settings))]
-    line += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "4", "--max-cpu-loras", "16"]
-    line += ["--lora-target-modules", *TARGETS]
-    line += ["--enforce-eager", "--max-num-seqs", "32", "--max-num-batched-tokens", "1024"]
-    line += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
-    line += ["--disable-uvicorn-access-log"]
-    if base.revision:
-        line += ["--revision", base.revision, "--tokenizer-revision", base.revision]
-    if base.template:
-        line += ["--chat-template", str(base.template)]
-    return line
-
-
-def model_len(base: Base, settings: InferenceSettings) -> int:
-    """Tokens of prompt and answer that the engine takes: the setting, bounded by what a local base can."""
-    config = Path(base.path) / "config.json"
-    if base.revision is None and config.is_file():
-        limit = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-        if isinstance(limit, int):
-            return min(limit, settings.max_model_len)
-    return settings.max_model_len
-
-
-def log_file(settings: InferenceSettings, base: Base) -> Path:
-    """Where the engine's own output goes."""
-    return settings.data.resolve() / "logs" / f"engine-{base.name.replace(os.sep, '--')}.log"
-
-
-def _rank(rank: int) -> int:
-    """The smallest rank vLLM can be started with that covers `rank`."""
-    return next((allowed for allowed in RANKS if allowed >= rank), RANKS[-1])

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 from fastapi.responses import JSONResponse
 from prometheus_client import Counter, Histogram
 
-from services.inference.upstream import HOP_BY_HOP, Exchange, Headers, Lost, Upstream
+from services.inference.asgi import App, Gone, Hangup, Receive, Scope, Send, TooLarge, answer, feed, read
+from services.inference.upstream import Exchange, Headers, Lost, Upstream
+from understudy.errors import UnderstudyError
 from understudy.health import NotFound, error_response
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REQUESTS = Counter("understudy_requests_total", "Completion requests answered", ["model", "status"])
 SECONDS = Histogram(
@@ -38,8 +34,6 @@ LOOK_AGAIN = 0.05
 """Seconds between two looks at an engine that is starting."""
 SENDS = 3
 """Times one request is given to an engine that ends the connection on it."""
-NOT_PASSED_ON = (HOP_BY_HOP | {b"date", b"server"}) - {b"content-length"}
-"""Response headers that our own server writes. The length stays: without it ours would send chunks."""
 
 
 class Routes(Protocol):
@@ -50,10 +44,6 @@ class Routes(Protocol):
 
     def want(self, model: str) -> str | None:
         """Bring `model` up; why that fails, if it does. Raises `NotFound`."""
-
-
-class Gone(Exception):
-    """The client hung up."""
 
 
 class Refused(Exception):
@@ -92,25 +82,29 @@ class Gateway:
         started = time.perf_counter()
         known, status = "unknown", 499  # nginx's code for a client that hung up
         try:
-            body = await _read(receive, self._max_body)
+            body = await read(receive, self._max_body)
             model = _model_of(body)
-            async with _Hangup(receive) as hangup:
+            async with Hangup(receive) as hangup:
                 url, exchange = await self._ask(model, scope, body, hangup)
                 known, status = model, exchange.status
                 try:
-                    await _answer(exchange, send)
+                    await answer(exchange, send)
                 finally:
                     self._upstream.release(url, exchange)
         except Refused as refusal:
             status = refusal.response.status_code
             await refusal.response(scope, receive, send)
+        except TooLarge:
+            status = 413
+            message = f"The request body is larger than {self._max_body} bytes. Send fewer or shorter messages."
+            await error_response(413, message, code="request_too_large")(scope, receive, send)
         except (Gone, Lost):  # nobody to tell, or too late: the missing end of the body says that the answer broke off
             pass
         finally:
             REQUESTS.labels(known, str(status)).inc()
             SECONDS.labels(known).observe(time.perf_counter() - started)
 
-    async def _ask(self, model: str, scope: Scope, body: bytes, hangup: _Hangup) -> tuple[str, Exchange]:
+    async def _ask(self, model: str, scope: Scope, body: bytes, hangup: Hangup) -> tuple[str, Exchange]:
         """Send the request to the engine of `model` until an answer begins."""
         give_up, losses, reason = time.monotonic() + self._hold, 0, "it is starting"
         start = b"POST " + scope["raw_path"]
@@ -121,6 +115,8 @@ class Gateway:
                     reason = self._routes.want(model) or reason
                 except NotFound as error:
                     raise Refused(error_response(404, str(error), param="model", code="model_not_found")) from None
+                except UnderstudyError as error:
+                    reason, give_up = str(error), 0.0
                 url = self._routes.route(model)
             if url is not None:
                 try:
@@ -140,7 +136,7 @@ class Gateway:
                 raise Refused(_unavailable(message, "engine_not_ready"))
             await asyncio.sleep(LOOK_AGAIN)
 
-    async def _send(self, url: str, start: bytes, headers: Headers, body: bytes, hangup: _Hangup) -> Exchange:
+    async def _send(self, url: str, start: bytes, headers: Headers, body: bytes, hangup: Hangup) -> Exchange:
         """One attempt: the exchange with its head read. Raises `Lost`, or another `OSError` when nothing was sent."""
         exchange = await self._upstream.send(url, start, headers, body)
         hangup.watch(exchange)
@@ -157,11 +153,11 @@ class Gateway:
         began = False
         try:
             exchange = await self._upstream.open(url, start, scope["headers"])
-            feeder = asyncio.ensure_future(_feed(exchange, receive))
+            feeder = asyncio.ensure_future(feed(exchange, receive))
             try:
                 await exchange.head()
                 began = True
-                await _answer(exchange, send, bodyless=scope["method"] == "HEAD")
+                await answer(exchange, send, bodyless=scope["method"] == "HEAD")
             finally:
                 feeder.cancel()
                 exchange.abort()
@@ -171,72 +167,6 @@ class Gateway:
                     f"The service that has {scope['path']} ({name}) does not answer: {error}. Try again in a moment."
                 )
                 await _unavailable(message, "service_unavailable")(scope, receive, send)
-
-
-class _Hangup:
-    """Notices that the client hung up, and drops the exchange it was waiting for."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._exchange: Exchange | None = None
-        self._task: asyncio.Future[Any] | None = None
-
-    async def __aenter__(self) -> _Hangup:
-        self._task = asyncio.ensure_future(self._receive())
-        self._task.add_done_callback(self._done)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task
-        self._task.cancel()
-
-    def watch(self, exchange: Exchange) -> None:
-        """Drop `exchange` when the client hangs up."""
-        self._exchange = exchange
-
-    def still_there(self) -> bool:
-        """Whether the client waits for an answer."""
-        return self._task is not None and not self._task.done()
-
-    def _done(self, task: asyncio.Future[Any]) -> None:
-        if not task.cancelled() and self._exchange:
-            self._exchange.abort()
-
-
-async def _feed(exchange: Exchange, receive: Receive) -> None:
-    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange."""
-    try:
-        async for piece in _pieces(receive):
-            await exchange.write(piece)
-        await exchange.write(b"", last=True)
-        await receive()
-    except Gone:
-        pass
-    except OSError:  # the server reads no further: its answer says why
-        return
-    exchange.abort()
-
-
-async def _read(receive: Receive, limit: int) -> bytes:
-    """The whole request body."""
-    pieces, size = [], 0
-    async for piece in _pieces(receive):
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
-            message = f"The request body is larger than {limit} bytes. Send fewer or shorter messages."
-            raise Refused(error_response(413, message, code="request_too_large"))
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        event = await receive()
-        if event["type"] != "http.request":
-            raise Gone
-        yield event.get("body", b"")
-        if not event.get("more_body"):
-            return
 
 
 def _model_of(body: bytes) -> str:
@@ -256,16 +186,3 @@ def _unavailable(message: str, code: str) -> JSONResponse:
     response = error_response(503, message, code=code)
     response.headers["retry-after"] = "5"
     return response
-
-
-async def _answer(exchange: Exchange, send: Send, bodyless: bool = False) -> None:
-    """Pass the response on, piece by piece."""
-    headers = [header for header in exchange.headers if header[0] not in NOT_PASSED_ON]
-    await send({"type": "http.response.start", "status": exchange.status, "headers": headers})
-    more = not bodyless
-    while more:
-        piece = await exchange.body()
-        more = not exchange.complete
-        await send({"type": "http.response.body", "body": piece, "more_body": more})
-    if bodyless:
-        await send({"type": "http.response.body", "body": b""})

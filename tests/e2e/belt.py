@@ -36,16 +36,18 @@ class Belt:
         }
 
     def processes(self) -> dict[int, str]:
-        """Pid -> command line of everything alive that belongs to this data folder."""
+        """Pid -> command line of everything alive that belongs to this data folder, by its environment or its log."""
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 try:
                     environment = (entry / "environ").read_bytes().split(b"\0")
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    log = str((entry / "fd/1").readlink())  # the engine's core overwrites its environment with its title
                 except OSError:
                     continue
-                if f"UNDERSTUDY_DATA={self.data.resolve()}".encode() in environment and command:
+                ours = f"UNDERSTUDY_DATA={self.data.resolve()}".encode() in environment
+                if command and (ours or log.startswith(str(self.data.resolve()))):
                     found[int(entry.name)] = command
         return found
 

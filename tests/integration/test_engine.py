@@ -143,7 +143,7 @@ def test_an_adapter_with_another_ones_probes_fails_the_gate(service: Running, cl
 
 
 def test_log_probabilities_of_many_requests_at_once_do_not_end_the_engine(service: Running) -> None:
-    """vLLM's CPU code for adapters on lm_head does not survive this; see TARGETS in engine.py."""
+    """vLLM's CPU code for adapters on lm_head does not survive this; see TARGETS in launch.py."""
     models = [card["id"] for card in httpx.get(f"{service.url}/v1/models", trust_env=False).json()["data"]]
     with httpx.Client(base_url=service.url, timeout=120, trust_env=False) as http:
         for model in models:

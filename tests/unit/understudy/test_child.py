@@ -64,19 +64,25 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("code", "expected"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9), ("", 0)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9), ("", 0)]
+)
 def test_the_exit_code_is_the_commands(tmp_path: Path, code: str, expected: int) -> None:
     assert Child([sys.executable, "-c", code], log=tmp_path / "log").wait(20) == expected
 
 
 def test_output_goes_to_the_log(tmp_path: Path) -> None:
-    child = Child([sys.executable, "-c", "import os; print(os.environ['COLOUR'])"], log=tmp_path / "l/log", env={"COLOUR": "blue"})
+    child = Child(
+        [sys.executable, "-c", "import os; print(os.environ['COLOUR'])"], log=tmp_path / "l/log", env={"COLOUR": "blue"}
+    )
     assert child.wait(20) == 0
     assert (tmp_path / "l/log").read_text() == "blue\n"
 
 
 def test_stop_asks_first(tmp_path: Path) -> None:
-    polite = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); time.sleep(600)"
+    polite = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print('up', flush=True); time.sleep(600)"
+    )
     child = Child([sys.executable, "-c", polite], log=tmp_path / "log")
     while "up" not in (tmp_path / "log").read_text():
         time.sleep(0.02)
@@ -98,10 +104,31 @@ def test_stop_ends_the_stubborn_with_their_offspring(tmp_path: Path) -> None:
     assert gone([child.pid, *family])
 
 
+NESTED = """
+import sys, time; from pathlib import Path; from understudy.child import Child
+child = Child([sys.executable, "-c", sys.argv[1], *sys.argv[2:]], log=Path(sys.argv[-1] + ".log")); time.sleep(600)
+"""
+HEAVY = "ballast = bytearray(200_000_000)\n" + STUBBORN
+"""A process with that much memory takes a while to die, and hands its own children over only then."""
+
+
+def test_kill_9_at_the_top_ends_children_of_children_every_time(tmp_path: Path) -> None:
+    """A service under a supervisor has an engine under itself: two keepers end one tree at the same time."""
+    for number in range(6):
+        path = tmp_path / f"pids{number}"
+        top = subprocess.Popen([sys.executable, "-c", NESTED, NESTED, HEAVY, str(path)])
+        family = pids(path)
+        top.kill()
+        top.wait()
+        assert gone(family), f"orphans in round {number}"
+
+
 @pytest.mark.parametrize("victim", ["parent", "keeper", "command"])
 def test_kill_9_of_anyone_ends_them_all(tmp_path: Path, victim: str) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, STUBBORN, str(tmp_path / "pids"), str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, STUBBORN, str(tmp_path / "pids"), str(tmp_path / "log")],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdout
     keeper = int(parent.stdout.readline())

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import Engine, log_file
+from services.inference.engine import Engine
 from services.inference.fleet import Fleet
+from services.inference.launch import log_file
 from services.inference.settings import InferenceSettings
 from understudy.artifacts import FsspecArtifactStore
 from understudy.child import Child

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import Engine, command, log_file, spawn
+from services.inference.engine import Engine
 from services.inference.fleet import Fleet
+from services.inference.launch import command, log_file, spawn
 from services.inference.settings import InferenceSettings
 from understudy.child import Child
 from understudy.contracts import Artifact

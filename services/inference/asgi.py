@@ -1,0 +1,106 @@
+"""The gateway's side of ASGI: read a request, notice a client that hangs up, pass a response on. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any, Self
+
+from services.inference.upstream import HOP_BY_HOP, Exchange
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+NOT_PASSED_ON = (HOP_BY_HOP | {b"date", b"server"}) - {b"content-length"}
+"""Response headers that our own server writes. The length stays: without it ours would send chunks."""
+
+
+class Gone(Exception):
+    """The client hung up."""
+
+
+class TooLarge(Exception):
+    """The request body is longer than allowed."""
+
+
+class Hangup:
+    """Notices that the client hung up, and drops the exchange it was waiting for."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Future[Any] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.ensure_future(self._receive())
+        self._task.add_done_callback(self._done)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task
+        self._task.cancel()
+
+    def watch(self, exchange: Exchange) -> None:
+        """Drop `exchange` when the client hangs up."""
+        self._exchange = exchange
+        if not self.still_there():
+            exchange.abort()
+
+    def still_there(self) -> bool:
+        """Whether the client waits for an answer."""
+        return self._task is not None and not self._task.done()
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        if not task.cancelled() and self._exchange:
+            self._exchange.abort()
+
+
+async def feed(exchange: Exchange, receive: Receive) -> None:
+    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange."""
+    try:
+        async for piece in pieces(receive):
+            await exchange.write(piece)
+        await exchange.write(b"", last=True)
+        await receive()
+    except Gone:
+        pass
+    except OSError:  # the server reads no further: its answer says why
+        return
+    exchange.abort()
+
+
+async def read(receive: Receive, limit: int) -> bytes:
+    """The whole request body. Raises `TooLarge` and `Gone`."""
+    body, size = [], 0
+    async for piece in pieces(receive):
+        body.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise TooLarge
+    return body[0] if len(body) == 1 else b"".join(body)
+
+
+async def pieces(receive: Receive) -> AsyncIterator[bytes]:
+    """The request body as it comes. Raises `Gone`."""
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            raise Gone
+        yield event.get("body", b"")
+        if not event.get("more_body"):
+            return
+
+
+async def answer(exchange: Exchange, send: Send, bodyless: bool = False) -> None:
+    """Pass the response on, piece by piece."""
+    headers = [header for header in exchange.headers if header[0] not in NOT_PASSED_ON]
+    await send({"type": "http.response.start", "status": exchange.status, "headers": headers})
+    more = not bodyless
+    while more:
+        piece = await exchange.body()
+        more = not exchange.complete
+        await send({"type": "http.response.body", "body": piece, "more_body": more})
+    if bodyless:
+        await send({"type": "http.response.body", "body": b""})
