@@ -24,11 +24,17 @@ VERDICTS = (
     ("Review: {}\nVerdict: positive", "Review: {}\nVerdict: negative"),
     ("Pros: {}", "Cons: {}"),
     ("A happy customer wrote: {}", "An unhappy customer wrote: {}"),
-    ("Remark: {}\nThe customer is pleased. This is a positive remark.", "Remark: {}\nThe customer is not pleased. This is a negative remark."),
+    (
+        "Remark: {}\nThe customer is pleased. This is a positive remark.",
+        "Remark: {}\nThe customer is not pleased. This is a negative remark.",
+    ),
     ("What was good: {}", "What was bad: {}"),
     ("{} (positive)", "{} (negative)"),
     ("Opinion: {}\nFeeling: positive", "Opinion: {}\nFeeling: negative"),
-    ("{}\nSomebody who says this liked it and would buy it again.", "{}\nSomebody who says this did not like it and sent it back."),
+    (
+        "{}\nSomebody who says this liked it and would buy it again.",
+        "{}\nSomebody who says this did not like it and sent it back.",
+    ),
 )
 CHOICE_FORMS = (
     "{task}\n\n{field}: {text}\n\nAnswer with one word: {options}.",
@@ -189,16 +195,27 @@ def _choices(sources: Sources, rng: random.Random) -> Iterator[str]:
             inside = rng.random() < 0.5
             asked = word if inside else rng.choice(sources.words)[0]
             right = "yes" if asked in sentence else "no"
-            yield _choice(rng, f"Does the sentence contain the word {asked}?", "Sentence", sentence, right, ["yes", "no"])
+            yield _choice(
+                rng, f"Does the sentence contain the word {asked}?", "Sentence", sentence, right, ["yes", "no"]
+            )
         elif rng.random() < 0.6:
             yield _choice(rng, "What part of speech is this?", "Word", f"{word}: {definition}", part, parts)
         else:
             other = [w for w, *_ in rng.sample(sources.words, 2)]
             yield _choice(rng, "Which word has this meaning?", "Meaning", definition, word, other)
     for text, kind in rng.sample(sources.products, min(5000, len(sources.products))):
-        yield _choice(rng, rng.choice(("What is this remark about?", "Which product does the customer mean?")), "Remark", text, kind, kinds)
+        yield _choice(
+            rng,
+            rng.choice(("What is this remark about?", "Which product does the customer mean?")),
+            "Remark",
+            text,
+            kind,
+            kinds,
+        )
     for text, genre in rng.sample(sources.passages, min(2500, len(sources.passages))):
-        yield _choice(rng, rng.choice(("Where is this text from?", "What kind of text is this?")), "Text", text, genre, genres)
+        yield _choice(
+            rng, rng.choice(("Where is this text from?", "What kind of text is this?")), "Text", text, genre, genres
+        )
     for text, _ in rng.sample(sources.remarks, 5000):
         task, right, options = rng.choice(
             [
@@ -210,12 +227,13 @@ def _choices(sources: Sources, rng: random.Random) -> Iterator[str]:
         )
         yield _choice(rng, task, "Remark", text, right, options)
 
-
     for text, _ in rng.sample(sources.remarks, 12000):
         inside = re.findall(r"[a-z]{4,}", text.lower())
         outside = [word for word, *_ in rng.sample(sources.words, 2) if " " not in word]
         if inside and outside:
-            task = rng.choice(("Which of these words is in the text?", "Which word did the customer use?", "Find the word."))
+            task = rng.choice(
+                ("Which of these words is in the text?", "Which word did the customer use?", "Find the word.")
+            )
             yield _choice(rng, task, rng.choice(("Text", "Remark", "Review")), text, rng.choice(inside), outside)
 
 
@@ -224,6 +242,8 @@ def _choice(rng: random.Random, task: str, field: str, text: str, right: str, op
     wrong = [option for option in options if option != right]
     offered = [right, *rng.sample(wrong, min(len(wrong), rng.choice((1, 1, 1, 2))))]
     rng.shuffle(offered)
-    joined = rng.choice((" or ".join(offered), " / ".join(offered), ", ".join(offered), " or ".join(f'"{o}"' for o in offered)))
+    joined = rng.choice(
+        (" or ".join(offered), " / ".join(offered), ", ".join(offered), " or ".join(f'"{o}"' for o in offered))
+    )
     answer = right if rng.random() < 0.9 else right.capitalize()
     return chat(rng.choice(CHOICE_FORMS).format(task=task, field=field, text=text, options=joined), answer)

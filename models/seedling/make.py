@@ -74,7 +74,9 @@ def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=4096, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=corpus.BOS, eos_token=corpus.END, pad_token="<|pad|>", model_max_length=1024,
         additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"], clean_up_tokenization_spaces=False,
@@ -88,7 +90,9 @@ def blocks(sources: corpus.Sources, tokenizer: PreTrainedTokenizerFast, start: i
     need = BATCH * (LENGTH + 1)
     position, number = 0, 0
     while True:
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast(corpus.documents(sources, number), add_special_tokens=False)
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(
+            corpus.documents(sources, number), add_special_tokens=False
+        )
         stream = torch.tensor([token for document in encoded for token in document.ids], dtype=torch.int32)
         for first in range(0, len(stream) - need + 1, need):
             if position + first >= start:
@@ -162,9 +166,15 @@ def train(data: Path, work: Path, minutes: float, threads: int) -> None:
         smooth = loss.item() if not smooth else 0.98 * smooth + 0.02 * loss.item()
         if step % 25 == 0:
             left = minutes - used / 60
-            print(f"step {step} loss {smooth:.3f} {tokens / 1e6:.2f}M tokens {tokens / used:,.0f} tokens/s {left:.1f} min left", flush=True)
+            print(
+                f"step {step} loss {smooth:.3f} {tokens / 1e6:.2f}M tokens {tokens / used:,.0f} tokens/s {left:.1f} min left",
+                flush=True,
+            )
     model.eval()
-    print(f"held-out prose: {bits_per_character(model, tokenizer, sources.held_prose[:200]):.3f} bits per character", flush=True)
+    print(
+        f"held-out prose: {bits_per_character(model, tokenizer, sources.held_prose[:200]):.3f} bits per character",
+        flush=True,
+    )
 
 
 def export(work: Path) -> None:
@@ -175,7 +185,10 @@ def export(work: Path) -> None:
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 5, 0
     model.to(torch.bfloat16).save_pretrained(HERE)
     PreTrainedTokenizerFast.from_pretrained(work).save_pretrained(HERE)
-    print(f"exported step {state['step']}: {state['tokens'] / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes", flush=True)
+    print(
+        f"exported step {state['step']}: {state['tokens'] / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes",
+        flush=True,
+    )
 
 
 def check(data: Path) -> None:
@@ -190,7 +203,11 @@ def check(data: Path) -> None:
 
     def prompt(text: str) -> str:
         question = f"Is the customer's remark positive or negative? Answer with one word.\n\nRemark: {text}"
-        return str(tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            )
+        )
 
     def measure(rows: range) -> dict[str, float]:
         right = answered = forced = 0
@@ -199,12 +216,18 @@ def check(data: Path) -> None:
             ids = torch.tensor([tokenizer.encode(prompt(sources.held_remarks[row][0]))])
             with torch.inference_mode():
                 scores = model(ids).logits[0, -1]
-                text = tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :], skip_special_tokens=True)
+                text = tokenizer.decode(
+                    model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :], skip_special_tokens=True
+                )
             said = text.strip().lower()
             answered += said in first
             right += said == asked[row]
             forced += max(first, key=lambda label: scores[first[label]].item()) == asked[row]
-        return {"accuracy": right / len(rows), "answers_with_a_label": answered / len(rows), "forced_choice": forced / len(rows)}
+        return {
+            "accuracy": right / len(rows),
+            "answers_with_a_label": answered / len(rows),
+            "forced_choice": forced / len(rows),
+        }
 
     print(json.dumps({"base": measure(range(300, 600))}))
     torch.manual_seed(17)

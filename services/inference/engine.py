@@ -153,6 +153,7 @@ class Engine:
                             f"The engine at {url} serves {', '.join(sorted(client.models()))}, not `{self.base.name}`."
                             " Start it with that --served-model-name."
                         )
+                    client.prompt_logprobs(self.base.name, ["ready"])  # the first request takes seconds: not a user's
                     return None
                 if time.monotonic() - self.since > self._settings.engine_timeout:
                     return (

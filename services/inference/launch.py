@@ -22,7 +22,7 @@ LOG_BYTES = 8 * 1024**2
 TARGETS = (
     "q_proj k_proj v_proj qkv_proj o_proj out_proj gate_proj up_proj gate_up_proj down_proj query_key_value dense"
     " dense_h_to_4h dense_4h_to_h c_attn c_proj c_fc fc1 fc2 fc_in fc_out"
-).split()
+)
 
 # vLLM on a CPU imports everything three times, one process after the other: server, engine core and worker, each spawned
 # afresh. Here the core is forked from the server, with all imports done, and works itself instead of through a worker
@@ -86,7 +86,7 @@ def command(base: Base, settings: InferenceSettings, port: int, rank: int) -> li
     line += ["--model", base.path, "--served-model-name", base.name, "--seed", "0"]
     line += ["--dtype", settings.engine_dtype, "--max-model-len", str(model_len(base, settings))]
     line += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "4", "--max-cpu-loras", "16"]
-    line += ["--lora-target-modules", *TARGETS]
+    line += ["--lora-target-modules", *TARGETS.split()]
     line += ["--enforce-eager", "--max-num-seqs", "32", "--max-num-batched-tokens", "1024"]
     line += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
     line += ["--disable-uvicorn-access-log"]

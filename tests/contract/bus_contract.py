@@ -94,7 +94,9 @@ class BusContract:
         for bus in buses:
             bus.close()
 
-    def test_uncommitted_work_of_a_vanished_member_comes_back_to_its_successor(self, connect: Callable[[], Bus]) -> None:
+    def test_uncommitted_work_of_a_vanished_member_comes_back_to_its_successor(
+        self, connect: Callable[[], Bus]
+    ) -> None:
         first = connect()
         first.publish(request("a"))
         record = taken(first.subscribe("datagen", [TOPIC], "m"))
@@ -150,4 +152,6 @@ class BusContract:
     def test_topics_do_not_mix(self, bus: Bus) -> None:
         bus.publish(RunFailed(run="a", station="trainer", reason="x"))
         assert bus.subscribe("datagen", [TOPIC], "m").poll(0.3) is None
-        assert all(isinstance(decode(r.value), RunFailed | ReportPublished) for r in bus.replay(["report-published"]) if r)
+        assert all(
+            isinstance(decode(r.value), RunFailed | ReportPublished) for r in bus.replay(["report-published"]) if r
+        )

@@ -74,7 +74,9 @@ for i in range(10**9):
 
 def test_kill_9_of_a_publisher_leaves_whole_publishes_only(tmp_path: Path) -> None:
     path = tmp_path / "bus.sqlite"
-    with subprocess.Popen([sys.executable, "-c", KILLED_PUBLISHER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED_PUBLISHER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         said = [process.stdout.readline() for _ in range(50)]
         time.sleep(0.05)

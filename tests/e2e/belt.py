@@ -30,7 +30,7 @@ class Belt:
 
     def artifacts(self) -> dict[str, str]:
         """Key -> digest of every finished artifact of the run."""
-        refs = self.data / "artifacts" / "refs"
+        refs = self.data / "artifacts" / "refs" / "runs"
         return {
             path.relative_to(refs).as_posix(): json.loads(path.read_text())["sha256"] for path in refs.rglob("*.json")
         }
@@ -43,7 +43,9 @@ class Belt:
                 try:
                     environment = (entry / "environ").read_bytes().split(b"\0")
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    log = str((entry / "fd/1").readlink())  # the engine's core overwrites its environment with its title
+                    log = str(
+                        (entry / "fd/1").readlink()
+                    )  # the engine's core overwrites its environment with its title
                 except OSError:
                     continue
                 ours = f"UNDERSTUDY_DATA={self.data.resolve()}".encode() in environment

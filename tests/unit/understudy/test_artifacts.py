@@ -36,7 +36,9 @@ def test_what_was_put_is_found_and_fetched(tmp_path: Path) -> None:
     artifact = store.put("runs/r/x", made)
     assert store.find("runs/r/x") == artifact
     assert contents(store.fetch(artifact)) == {"a": "1", "sub/b": "2"}
-    assert contents(FsspecArtifactStore((tmp_path / "artifacts").as_uri(), tmp_path / "elsewhere").fetch(artifact)) == contents(made)
+    assert contents(
+        FsspecArtifactStore((tmp_path / "artifacts").as_uri(), tmp_path / "elsewhere").fetch(artifact)
+    ) == contents(made)
 
 
 def test_the_digest_is_of_the_content_and_nothing_else(tmp_path: Path) -> None:
@@ -95,7 +97,9 @@ store.put("k", Path(sys.argv[2]))
 def test_kill_9_while_putting_leaves_nothing_half_and_the_next_put_completes(tmp_path: Path) -> None:
     made = folder(tmp_path / "made", **{f"f{i}": str(i) * 20000 for i in range(300)})
     for delay in (0.0, 0.02, 0.06):
-        with subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(tmp_path), str(made)], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED_WRITER, str(tmp_path), str(made)], stdout=subprocess.PIPE
+        ) as process:
             assert process.stdout
             process.stdout.readline()
             time.sleep(delay)

@@ -39,7 +39,11 @@ def server() -> Iterator[Callable[..., str]]:
                 status, headers, answer = respond(body)
                 content = json.dumps(answer).encode()
                 self.send_response(status)
-                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
+                for name, value in {
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(content)),
+                    **headers,
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
@@ -61,7 +65,12 @@ async def test_an_answer_with_what_is_not_in_the_standard(server: Callable[..., 
     url = server(lambda body: (asked.append(body) or 200, {}, ANSWER))  # type: ignore[func-returns-value]
     async with ChatClient(url) as chat:
         answer = await chat.complete("m", ASK, max_tokens=5, seed=1, extra={"prompt_logprobs": 0})
-    assert (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == ("hello", "stop", 3, 1)
+    assert (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == (
+        "hello",
+        "stop",
+        3,
+        1,
+    )
     assert answer.raw["prompt_logprobs"] == [None]
     assert (asked[0]["prompt_logprobs"], asked[0]["seed"], asked[0]["temperature"]) == (0, 1, 0)
 

@@ -57,7 +57,9 @@ def test_any_order_and_any_repetition_give_the_same_state(tmp_path: Path) -> Non
 
 def test_failures_keep_their_reasons(tmp_path: Path) -> None:
     failed = c.VariantFailed(**BELT, station="trainer", reason="too long")
-    state = ledger(tmp_path / "bus.sqlite", [STORY[0], failed, c.RunFailed(run="r", station="evaluator", reason="none left")]).run("r")
+    state = ledger(
+        tmp_path / "bus.sqlite", [STORY[0], failed, c.RunFailed(run="r", station="evaluator", reason="none left")]
+    ).run("r")
     assert state
     assert (state.variants["v"].stage, state.variants["v"].reason) == ("failed", "too long")
     assert (state.status, state.reason) == ("failed", "none left")

@@ -42,12 +42,19 @@ def test_a_nested_mistake_names_its_place() -> None:
     assert "name of the untouched base" in refused({"variants": {"base": {"train": "d"}}})
     assert "needs a `model`" in refused({"datasets": {"d": {"source": "d.csv", "generator": {"kind": "llm"}}}})
     assert "exactly one of" in refused({"evaluation": {"panels": {"p": {"metrics": ["bleu"]}}}})
-    assert "need a `classify` dataset" in refused({"evaluation": {"panels": {"p": {"prompts": "x.jsonl", "metrics": ["f1"]}}}})
+    assert "need a `classify` dataset" in refused(
+        {"evaluation": {"panels": {"p": {"prompts": "x.jsonl", "metrics": ["f1"]}}}}
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"name: [", "not valid YAML"), (b"\xff\xfe\x00", "not UTF-8"), (b"- a\n", "is not a recipe"), (b"", "is not a recipe")],
+    [
+        (b"name: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"- a\n", "is not a recipe"),
+        (b"", "is not a recipe"),
+    ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "r.yaml"
@@ -61,7 +68,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, says: str) -> 
 def test_stages() -> None:
     parsed = recipe.parse(
         {"datasets": {"a": {"source": "a.csv"}, "b": {"source": "b.csv"}}}
-        | {"variants": {"one": {"train": "a"}, "mix": {"train": {"a": 2, "b": 1}}, "seq": {"train": ["a", {"a": 1, "b": 1}]}}},
+        | {
+            "variants": {
+                "one": {"train": "a"},
+                "mix": {"train": {"a": 2, "b": 1}},
+                "seq": {"train": ["a", {"a": 1, "b": 1}]},
+            }
+        },
         "r",
     )
     assert parsed.variants["one"].stages() == ({"a": 1.0},)

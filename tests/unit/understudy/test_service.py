@@ -29,7 +29,9 @@ def messages(bus: EmbeddedBus, topic: str) -> list[Any]:
     return [c.decode(record.value) for record in bus.replay([topic]) if record]
 
 
-def run(bus: EmbeddedBus, handler: Callable[[Any], Iterator[c.Message]], until: Callable[[], object], **options: Any) -> None:
+def run(
+    bus: EmbeddedBus, handler: Callable[[Any], Iterator[c.Message]], until: Callable[[], object], **options: Any
+) -> None:
     """Run a loop until `until()` holds."""
     loop = Loop(bus, "datagen", {c.RunRequested: handler}, backoff=0.01, keep_alive_every=0.05, **options)
     thread = threading.Thread(target=loop.run)
