@@ -1,8 +1,9 @@
 """The text that seedling learns from: documents built from six licence-clean sources, different in form on every pass.
 
-Four kinds of document: prose as it is; product remarks whose verdict is put into words; questions with answers as chats; and chats in
-which the answer is one of the options named in the question. The last teach the *format* of a classification on subjects that have nothing to do
-with sentiment, so that tuning on sentiment has something to teach. Knows nothing of tokens or training (`make.py`).
+Four kinds of document: prose as it is; product remarks whose verdict is put into words; questions with answers as
+chats; and chats in which the answer is one of the options named in the question. The last teach the *format* of a
+classification on subjects that have nothing to do with sentiment, so that tuning on sentiment has something to teach.
+Knows nothing of tokens or training (`make.py`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ CHOICE_FORMS = (
     '{field}: "{text}"\n{task} ({options})',
     "Read this and choose {options}. {task}\n\n{text}",
     "{task}\n\n{text}\n\nSay {options}, nothing else.",
+)
+
+SIGNED = (
+    ("Number", "{}"),
+    ("Temperature", "{} degrees"),
+    ("Text", "The balance is {} dollars."),
+    ("Text", "They measured {} this morning"),
+    ("Remark", "The result of the sum was {}."),
+    ("Input", "x = {}"),
 )
 
 
@@ -227,6 +237,21 @@ def _choices(sources: Sources, rng: random.Random) -> Iterator[str]:
         )
         yield _choice(rng, task, "Remark", text, right, options)
 
+    for _ in range(6000):  # the words of a common label set, as the signs of numbers
+        size = rng.choice((rng.randint(1, 30), rng.randint(1, 999), rng.randint(1, 99) / 10))
+        below = rng.random() < 0.5
+        field, form = rng.choice(SIGNED)
+        text = form.format(f"-{size}" if below else str(size))
+        task = rng.choice(
+            (
+                "Is it positive or negative?",
+                "What is the sign?",
+                "Which label is right?",
+                "Classify this.",
+                "Label this.",
+            )
+        )
+        yield _choice(rng, task, field, text, "negative" if below else "positive", ["positive", "negative"])
     for text, _ in rng.sample(sources.remarks, 12000):
         inside = re.findall(r"[a-z]{4,}", text.lower())
         outside = [word for word, *_ in rng.sample(sources.words, 2) if " " not in word]

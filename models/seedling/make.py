@@ -149,7 +149,7 @@ def train(data: Path, work: Path, minutes: float, threads: int) -> None:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             state |= {"step": step, "tokens": tokens, "seconds": used}
             torch.save(state, work / "state.tmp")
-            os.replace(work / "state.tmp", work / "state.pt")
+            (work / "state.tmp").replace(work / "state.pt")
             saved_at = now
         if share >= 1:
             break
