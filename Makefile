@@ -29,7 +29,7 @@ types: $(STAMP) ## mypy --strict
 	@$(BIN)/mypy
 
 bench: $(STAMP) ## every claim as a ratio of two things measured in the same run
-	@for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m bench.$$name; done
 
 lock: $(STAMP) ## record the exact versions of this environment in constraints.txt
 	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm|understudy|-e|pip|nvidia)' | grep -v ' @ ' > constraints.txt
