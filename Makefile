@@ -23,7 +23,7 @@ test: $(STAMP) lint types ## everything CI runs
 	@$(BIN)/python -m pytest -q
 
 lint: $(STAMP) ## style, imports, import rules
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 types: $(STAMP) ## mypy --strict
 	@$(BIN)/mypy
