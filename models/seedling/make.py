@@ -184,7 +184,10 @@ def export(work: Path) -> None:
     model.load_state_dict(state["model"])
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 5, 0
     model.to(torch.bfloat16).save_pretrained(HERE)
-    PreTrainedTokenizerFast.from_pretrained(work).save_pretrained(HERE)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work)
+    for leftover in ("is_local", "local_files_only"):  # of having been loaded from WORK
+        tokenizer.init_kwargs.pop(leftover, None)
+    tokenizer.save_pretrained(HERE)
     print(
         f"exported step {state['step']}: {state['tokens'] / 1e6:.1f}M tokens, {state['seconds'] / 60:.0f} minutes",
         flush=True,
