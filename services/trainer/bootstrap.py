@@ -18,4 +18,4 @@ def build(settings: TrainerSettings, kernel: Kernel) -> Service:
         work=settings.work("trainer"),
         threads=settings.threads,
     )
-    return Service(handlers=trainer.handlers(), router=router())
+    return Service(handlers=trainer.handlers(), router=router(kernel.ledger))

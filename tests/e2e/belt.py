@@ -62,7 +62,10 @@ def small_recipe(folder: Path) -> Path:
         "source": str(ROOT / "examples/remarks.csv"),
         "rows": {"train": 96, "validation": 8, "test": 40},
     }
-    recipe["datasets"]["general"] |= {"source": str(ROOT / "examples/general.jsonl"), "rows": {"train": 64, "validation": 0, "test": 12}}
+    recipe["datasets"]["general"] |= {
+        "source": str(ROOT / "examples/general.jsonl"),
+        "rows": {"train": 64, "validation": 0, "test": 12},
+    }
     recipe["training"] |= {"epochs": 2, "checkpoint_every": 3}
     panels = recipe["evaluation"]["panels"]
     panels["out-of-sample"] |= {"prompts": str(ROOT / "examples/out-of-sample.jsonl"), "max_tokens": 16}

@@ -143,28 +143,63 @@ def test_kill_9_of_every_process_leaves_the_same_artifacts(tmp_path: Path, undis
     assert not belt.processes()
 
 
-def test_kill_9_of_the_command_ends_everything_and_the_same_command_resumes(
-    tmp_path: Path, undisturbed: tuple[Belt, str]
-) -> None:
-    belt = Belt(small_recipe(tmp_path), tmp_path / "data")
-    process = belt.start()
+def until(belt: Belt, process: subprocess.Popen[str], holds: Callable[[RunState], bool]) -> None:
+    """Wait while the run is not there yet."""
     deadline = time.monotonic() + 240
-    while not (
-        (run := state(belt))
-        and any(v.stage == "training" and v.progress and v.progress.done >= 3 for v in run.variants.values())
-    ):
+    while not ((run := state(belt)) and holds(run)):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_ctrl_c_and_kill_9_of_the_command_end_everything_and_it_resumes(
+    tmp_path: Path, undisturbed: tuple[Belt, str]
+) -> None:
+    belt = Belt(small_recipe(tmp_path), tmp_path / "data")
+
+    def training(run: RunState) -> bool:
+        return any(v.stage == "training" and v.progress and v.progress.done >= 3 for v in run.variants.values())
+
+    process = belt.start()
+    until(belt, process, training)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "same command" in said
+    assert not belt.processes()
+
+    process = belt.start()
+    until(belt, process, lambda run: any(v.stage == "evaluating" for v in run.variants.values()))
     process.kill()
     process.communicate()
     gone = time.monotonic() + 10
     while belt.processes() and time.monotonic() < gone:
         time.sleep(0.1)
     assert not belt.processes(), "orphans"
+
     done = subprocess.run(belt.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
     assert done.returncode == 0, done.stdout
     assert belt.artifacts() == undisturbed[0].artifacts()
+
+
+def test_a_full_disk_is_said_in_a_paragraph_and_nothing_is_lost(tmp_path: Path) -> None:
+    belt = Belt(small_recipe(tmp_path), tmp_path / "data")
+    belt.data.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=900k", "none", str(belt.data)]
+    if subprocess.run(small, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        done = subprocess.run(belt.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+        assert done.returncode == 1, done.stdout
+        assert re.search(r"full\. Free some space .*same command: it resumes", done.stdout)
+        assert "Traceback" not in done.stdout
+        assert not belt.processes()
+        subprocess.run(["mount", "-o", "remount,size=50m", str(belt.data)], check=True)
+        run = state(belt)
+        assert run
+        assert run.status != "failed"
+    finally:
+        subprocess.run(["umount", "-l", str(belt.data)], check=True)
 
 
 def test_the_openai_sdk_talks_to_base_and_adapters(undisturbed: tuple[Belt, str]) -> None:
