@@ -144,3 +144,26 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 yield kind.model_validate_json(line)
             except ValidationError as error:
                 raise Invalid(f"{path}:{number} is not a valid {kind.__name__}: {error.errors()[0]['msg']}") from error
+
+
+def resume_jsonl(path: Path, kind: type[R]) -> list[R]:
+    """The rows of a file that is appended to row by row, which a killed process may have left with a torn last line.
+
+    What is torn is cut off, so that the next row begins on a line of its own; a missing file has no rows.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    rows: list[R] = []
+    whole = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            row = kind.model_validate_json(line)
+        except ValidationError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        rows.append(row)
+        whole += len(line)
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return rows

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from services.datagen import prompts
 from services.datagen.budget import Budget
 from services.datagen.filters import Candidate
@@ -28,7 +26,7 @@ from services.datagen.templates import chance
 from understudy import recipe
 from understudy.contracts import Progress
 from understudy.errors import Invalid, Transient
-from understudy.records import Record, Turn
+from understudy.records import Record, Turn, resume_jsonl
 
 if TYPE_CHECKING:
     from understudy.chat import ChatClient, Completion
@@ -187,19 +185,11 @@ async def _wait(job: asyncio.Task[None]) -> None:
 
 @contextmanager
 def _log(path: Path) -> Iterator[tuple[int, list[Written]]]:
-    """The work file, open for appending, and its lines; a last line cut short by a crash is removed."""
+    """The work file, open for appending, and its lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    lines = resume_jsonl(path, Written)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        content = path.read_bytes()
-        whole, lines = 0, []
-        for line in content.splitlines(keepends=True):
-            try:
-                lines.append(Written.model_validate_json(line))
-            except ValidationError:
-                break
-            whole += len(line)
-        os.ftruncate(file, whole)
         yield file, lines
         os.fsync(file)
     finally:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pydantic import ValidationError
-
 from understudy.errors import Invalid, Transient, disk_full
-from understudy.records import Example, Prediction, Turn
+from understudy.records import Example, Prediction, Turn, resume_jsonl
 
 if TYPE_CHECKING:
     from understudy.chat import ChatClient, Completion
@@ -207,23 +205,8 @@ def answered(path: Path, examples: Sequence[Example]) -> list[Prediction]:
 
 
 def _take_up(path: Path) -> dict[str, Prediction]:
-    """What an earlier call left in `path`; a torn last line is cut off, so that the next one begins on a line of its own."""
-    known: dict[str, Prediction] = {}
-    whole = 0
-    content = path.read_bytes() if path.exists() else b""
-    for line in content.splitlines(keepends=True):
-        try:
-            prediction = Prediction.model_validate_json(line)
-        except ValidationError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        known[prediction.id] = prediction
-        whole += len(line)
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return known
+    """What an earlier call left in `path`, by example."""
+    return {prediction.id: prediction for prediction in resume_jsonl(path, Prediction)}
 
 
 def _check_refusal(error: Invalid) -> None:
