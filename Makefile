@@ -13,7 +13,7 @@ STAMP := .venv/.installed
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
 
-demo: $(STAMP) ## the whole loop on this machine: datasets, two adapters, one endpoint, a report (about 5 minutes)
+demo: $(STAMP) ## the whole loop on this machine: datasets, two adapters, one endpoint, a report (about 2 minutes)
 	@$(BIN)/understudy run recipes/quickstart.yaml
 
 up: $(STAMP) ## keep the four services up at http://127.0.0.1:8000
