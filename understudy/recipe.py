@@ -1,7 +1,8 @@
 """The recipe: the one YAML file a user writes, validated, with errors that say where and what to do.
 
-Every key but `name`-less defaults works: a recipe needs only `datasets` with a source. Does not read the data it
-names (datagen does), resolve the base model (`models.py`) or upload files (`cli.py`)."""
+Only `datasets` with a source is needed; every other key has a default that works. Does not read the data it names
+(datagen does), resolve the base model (`models.py`) or upload files (`cli/`).
+"""
 
 from __future__ import annotations
 

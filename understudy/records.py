@@ -113,7 +113,7 @@ class Score(Record):
 
 
 class Scores(Record):
-    """`scores.json` of a scores artifact; per-row values are in `rows.npz`-free JSONL beside it."""
+    """`scores.json` of a scores artifact; `predictions-<panel>.jsonl` beside it has the rows behind it."""
 
     run: str
     variant: str

@@ -75,7 +75,6 @@ class Sources:
     """Passage and its genre."""
     held_prose: list[str]
     held_remarks: list[tuple[str, bool]]
-    held_answers: list[tuple[str, str]]
 
 
 def _held(text: str) -> bool:
@@ -134,7 +133,6 @@ def load(data: Path) -> Sources:
         passages=passages,
         held_prose=[p for p in paragraphs if _held(p)],
         held_remarks=held_remarks,
-        held_answers=[a for a in answers if _held(a[0])],
     )
 
 

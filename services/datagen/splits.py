@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 
 from services.datagen.filters import Candidate
 
-Split = dict[str, list[Candidate]]
-
 
 def choose_test(candidates: Sequence[Candidate], wanted: Mapping[str, int], seed: int) -> list[Candidate]:
     """The test rows: the first of all rows that the splits want together, so that a rare label is not used up in the test."""
