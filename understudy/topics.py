@@ -23,8 +23,12 @@ class Topic:
     """Stations whose group works on it; everyone may read along."""
     retention: int | None = None
     """Seconds; None keeps for ever, because the ledger is a fold over it."""
+    compacted: bool = False
+    """Only the latest message of a key matters; Kafka may forget the earlier ones."""
     partitions: int = 6
     """As many variants of one topic can be worked on at once."""
+    max_bytes: int = 1024**2
+    """Of one message."""
 
 
 TABLE: tuple[Topic, ...] = (
@@ -34,8 +38,9 @@ TABLE: tuple[Topic, ...] = (
     Topic("model-served", (c.ModelServed,), ("inference",), ("evaluator",)),
     Topic("variant-finished", (c.VariantScored, c.VariantFailed), c.STATIONS, ("evaluator",)),
     Topic("report-published", (c.ReportPublished, c.RunFailed), ("evaluator", *c.STATIONS), ()),
-    Topic("progress", (c.Progress,), c.STATIONS, (), retention=7 * DAY),
-    Topic("dead-letters", (c.DeadLetter,), c.STATIONS, ()),
+    Topic("progress", (c.Progress,), c.STATIONS, (), retention=7 * DAY, compacted=True),
+    # A message of the largest size that is garbage grows up to six times when it becomes a JSON string.
+    Topic("dead-letters", (c.DeadLetter,), c.STATIONS, (), max_bytes=8 * 1024**2),
 )
 BY_NAME = {topic.name: topic for topic in TABLE}
 BY_MESSAGE = {message: topic for topic in TABLE for message in topic.messages}

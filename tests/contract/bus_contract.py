@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +16,20 @@ from understudy.contracts import Message, Progress, ReportPublished, RunFailed, 
 from understudy.recipe import Dataset, Recipe
 
 TOPIC = "run-requested"
+WORKER = """
+import random, sys, time
+from pathlib import Path
+from understudy.bus.embedded import EmbeddedBus
+from understudy.contracts import RunFailed, decode
+bus = {dial}
+member = bus.subscribe("datagen", ["run-requested"], "worker")
+while True:
+    if record := member.poll(0.5):
+        print("working", flush=True)
+        time.sleep(random.random() / 50)
+        run = decode(record.value).run
+        member.commit(record, [RunFailed(run=run, station="datagen", reason=str(part)) for part in range(3)])
+"""
 
 
 def request(run: str) -> RunRequested:
@@ -29,8 +46,26 @@ def run_of(record: Record) -> str:
     return decode(record.value).run
 
 
+def drain(subscription: Subscription, patience: float = 1) -> list[Record]:
+    """Everything there is, committed."""
+    records = []
+    while record := subscription.poll(patience):
+        subscription.commit(record)
+        records.append(record)
+    return records
+
+
 class BusContract:
-    """Inherit, and provide the fixture `connect`: a function that opens one more connection to the same, initially empty bus."""
+    """Inherit, and provide the fixture `connect`: a function that opens one more connection to the same, initially empty
+    bus, on which a silent member is given up after at most `session` seconds."""
+
+    session: float
+    dial: str
+    """A Python expression that connects, evaluated in another process; `{where}` is what `where` returns."""
+
+    def where(self, bus: Bus) -> str:
+        """Where `bus` is, so that another process can connect to it."""
+        raise NotImplementedError
 
     @pytest.fixture
     def bus(self, connect: Callable[[], Bus]) -> Iterator[Bus]:
@@ -70,7 +105,8 @@ class BusContract:
 
     def test_members_of_a_group_share_and_never_overlap(self, connect: Callable[[], Bus]) -> None:
         buses = [connect(), connect()]
-        buses[0].publish(*(request(f"r{i}") for i in range(40)))
+        for number in range(40):
+            buses[0].publish(request(f"r{number}"))
         got: list[list[str]] = [[], []]
         stop = time.monotonic() + 20
 
@@ -102,7 +138,7 @@ class BusContract:
         record = taken(first.subscribe("datagen", [TOPIC], "m"))
         second = connect()  # the first never closes: it was killed
         again = taken(second.subscribe("datagen", [TOPIC], "m"))
-        assert (again.offset, run_of(again)) == (record.offset, "a")
+        assert (again.offset, run_of(again), again.attempt) == (record.offset, "a", 2)
 
     def test_a_member_that_lost_its_record_is_fenced_and_publishes_nothing(self, connect: Callable[[], Bus]) -> None:
         bus = connect()
@@ -155,3 +191,130 @@ class BusContract:
         assert all(
             isinstance(decode(r.value), RunFailed | ReportPublished) for r in bus.replay(["report-published"]) if r
         )
+
+    def test_what_was_not_committed_is_handed_out_again_and_counted(self, bus: Bus) -> None:
+        bus.publish(request("a"))
+        for attempt in (1, 2, 3):
+            member = bus.subscribe("datagen", [TOPIC], "m")
+            record = taken(member)
+            assert (run_of(record), record.attempt) == ("a", attempt)
+            member.close()
+        member = bus.subscribe("datagen", [TOPIC], "m")
+        member.commit(taken(member))
+        bus.publish(request("a"))
+        assert taken(member).attempt == 1
+
+    def test_a_member_that_ended_in_order_hands_over_at_once(self, connect: Callable[[], Bus]) -> None:
+        bus = connect()
+        first = bus.subscribe("datagen", [TOPIC], "one")
+        first.poll(1)
+        bus.publish(request("a"))
+        taken(first)
+        first.close()
+        started = time.monotonic()
+        assert run_of(taken(connect().subscribe("datagen", [TOPIC], "two"))) == "a"
+        assert time.monotonic() - started < self.session
+
+    def test_a_killed_member_hands_over_after_its_session(self, connect: Callable[[], Bus]) -> None:
+        first = connect().subscribe("datagen", [TOPIC], "one")
+        second = connect()
+        second.publish(request("a"))
+        record = taken(first)
+        # From here on the first neither polls nor keeps alive nor closes.
+        self.silence(first)
+        again = taken(second.subscribe("datagen", [TOPIC], "two"), timeout=3 * self.session + 5)
+        assert (again.offset, again.attempt) == (record.offset, 2)
+
+    def silence(self, member: Subscription) -> None:
+        """Make a member as silent as a killed process."""
+
+    def test_long_work_keeps_its_record_while_others_come_and_go(self, connect: Callable[[], Bus]) -> None:
+        worker, others = connect().subscribe("datagen", [TOPIC], "worker"), connect()
+        others.publish(request("long"))
+        record = taken(worker)
+        ends = time.monotonic() + 2.5 * self.session
+        got: list[str] = []
+
+        def come_and_go() -> None:
+            while time.monotonic() < ends:
+                other = others.subscribe("datagen", [TOPIC], "other")
+                while time.monotonic() < ends and len(got) < 8:
+                    if taken := other.poll(0.2):
+                        other.commit(taken)
+                        got.append(run_of(taken))
+                other.close()
+                time.sleep(0.2)
+
+        visitor = threading.Thread(target=come_and_go)
+        visitor.start()
+        for number in range(8):
+            others.publish(request(f"r{number}"))
+        while time.monotonic() < ends:
+            worker.keep_alive()
+            time.sleep(0.05)
+        visitor.join()
+        worker.commit(record, [RunFailed(run="long", station="datagen", reason="done once")])
+        assert "long" not in got
+        assert len([r for r in others.replay(["report-published"]) if r]) == 1
+        assert sorted([*got, *(run_of(r) for r in drain(worker))]) == sorted(f"r{i}" for i in range(8))
+
+    def test_nothing_waits_behind_a_slow_member(self, connect: Callable[[], Bus]) -> None:
+        slow, fast = connect().subscribe("datagen", [TOPIC], "slow"), connect().subscribe("datagen", [TOPIC], "fast")
+        publisher = connect()
+        publisher.publish(request("slow"))
+        held = taken(slow)
+        for number in range(30):
+            publisher.publish(request(f"r{number}"))
+        waiting = sum(r.partition != held.partition for r in publisher.replay([TOPIC]) if r)
+        done: list[Record] = []
+        deadline = time.monotonic() + 30
+        while len(done) < waiting and time.monotonic() < deadline:
+            slow.keep_alive()
+            if record := fast.poll(0.1):
+                fast.commit(record)
+                done.append(record)
+        assert len(done) == waiting
+        assert all(record.partition != held.partition for record in done)
+        slow.commit(held)
+
+    def test_lag_counts_what_a_group_has_not_done(self, bus: Bus) -> None:
+        for number in range(7):
+            bus.publish(request(f"r{number}"))
+        member = bus.subscribe("datagen", [TOPIC, "report-published"], "m")
+        for number in range(3):
+            member.commit(taken(member), [RunFailed(run=str(number), station="datagen", reason="x")])
+        assert bus.lag("datagen")[TOPIC] == 4
+        assert len(drain(member)) == 4 + 3
+        assert bus.lag("datagen") == {TOPIC: 0, "report-published": 0}
+        assert bus.lag("nobody") == {}
+
+    def test_any_bytes_can_lie_on_the_bus(self, bus: Bus) -> None:
+        for value in (b"", b"\xff\x00 not JSON", b"[" * 100_000):
+            self.put(bus, TOPIC, value)
+        member = bus.subscribe("datagen", [TOPIC], "m")
+        assert sorted(len(record.value) for record in drain(member)) == [0, 11, 100_000]
+
+    def put(self, bus: Bus, topic: str, value: bytes) -> None:
+        """Append what is no message, as anybody can who reaches the bus."""
+        raise NotImplementedError
+
+    def test_twenty_kills_lose_and_double_nothing(self, connect: Callable[[], Bus]) -> None:
+        bus = connect()
+        script = WORKER.replace("{dial}", self.dial.format(where=self.where(bus)))
+        dice = random.Random(7)
+        for kill in range(20):
+            for number in range(10):
+                bus.publish(request(f"r{kill}-{number}"))
+            with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as worker:
+                assert worker.stdout
+                assert worker.stdout.readline() == b"working\n"
+                time.sleep(dice.random() * 0.15)
+                worker.kill()
+        drained = bus.subscribe("datagen", [TOPIC], "worker")
+        while bus.lag("datagen")[TOPIC]:
+            if record := drained.poll(0.2):
+                run = run_of(record)
+                drained.commit(record, [RunFailed(run=run, station="datagen", reason=str(part)) for part in range(3)])
+        published = [decode(record.value) for record in bus.replay(["report-published"]) if record]
+        parts = sorted((message.run, message.reason) for message in published if isinstance(message, RunFailed))
+        assert parts == sorted((f"r{k}-{n}", str(part)) for k in range(20) for n in range(10) for part in range(3))

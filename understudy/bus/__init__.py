@@ -1,8 +1,8 @@
 """The bus port: what services need of Kafka or of the embedded log, and nothing more.
 
-Two adapters (`embedded.py`, later `kafka.py`) pass one inherited contract suite. Both give: order per key, consumer
-groups whose members share partitions, redelivery of what was not committed, and publishing that is atomic with the
-commit of the message it answers."""
+Two adapters (`embedded.py`, `kafka.py`) pass one inherited contract suite. Both give: order per key, consumer groups
+whose members share partitions, redelivery of what was not committed, and publishing that is atomic with the commit of
+the message it answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Record:
     """Seconds since the epoch, when it was published."""
     value: bytes
     attempt: int = 1
-    """How many times this record was handed to the group, as far as the bus knows."""
+    """How many times this record was handed to the group, this one included; 1 in a replay."""
 
 
 class Fenced(Exception):
@@ -50,17 +50,21 @@ class Subscription(Protocol):
 class Bus(Protocol):
     """A connection to the bus; safe to share between threads."""
 
-    def publish(self, *messages: Message) -> None:
-        """Append messages, all or none; they are on the bus when this returns."""
+    def publish(self, message: Message) -> None:
+        """Append a message; it is on the bus when this returns."""
 
     def subscribe(self, group: str, topics: Sequence[str], member: str) -> Subscription:
-        """Join `group`; a member of the same name that vanished is replaced at once."""
+        """Join `group`; a member of the same name that vanished is replaced at once, one that lives is `Fenced`."""
 
     def replay(self, topics: Sequence[str], follow: bool = False) -> Iterator[Record | None]:
         """All records from the beginning, in publishing order per key, without a group.
 
-        Ends at the present, or with `follow` goes on for ever, yielding None whenever there is nothing new (about every 50 ms).
+        Ends at the present, or with `follow` goes on for ever, yielding None several times a second while there is nothing
+        new; the first None comes when everything that was there at the start has been read.
         """
+
+    def lag(self, group: str) -> dict[str, int]:
+        """Topic -> messages on it that `group` has not committed, for every topic it ever subscribed to."""
 
     def close(self) -> None:
         """Release the connection."""

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 from understudy.bus import Bus
 from understudy.bus.embedded import EmbeddedBus
 from understudy.errors import Fatal
 from understudy.settings import Settings
 
+PREFIX = "UNDERSTUDY_KAFKA_"
+SECURITY = (
+    {"security_protocol"}
+    | {
+        f"ssl_{option}"
+        for option in ("cafile", "certfile", "keyfile", "password", "crlfile", "ciphers", "check_hostname")
+    }
+    | {
+        f"sasl_{option}"
+        for option in (
+            "mechanism",
+            "plain_username",
+            "plain_password",
+            "kerberos_name",
+            "kerberos_service_name",
+            "kerberos_domain_name",
+        )
+    }
+)
+"""kafka-python's options that are read from the environment, e.g. UNDERSTUDY_KAFKA_SASL_MECHANISM."""
+
 
 def connect(settings: Settings) -> Bus:
     """A connection to the bus that `settings.bus` names."""
-    if settings.bus:
-        raise Fatal(f"UNDERSTUDY_BUS={settings.bus}: only the embedded bus is built in", "Unset UNDERSTUDY_BUS.")
-    return EmbeddedBus(settings.data.resolve() / "bus.sqlite")
+    if not settings.bus:
+        return EmbeddedBus(settings.data.resolve() / "bus.sqlite")
+    from understudy.bus.kafka import KafkaBus  # only who uses it pays for its import
+
+    return KafkaBus(settings.bus, security(os.environ), settings.bus_prefix)
+
+
+def security(environment: Mapping[str, str]) -> dict[str, str | bool]:
+    """kafka-python's options for TLS and SASL; raises `Fatal` for one that there is not."""
+    options: dict[str, str | bool] = {}
+    for variable, value in environment.items():
+        option = variable.removeprefix(PREFIX).lower()
+        # Kubernetes puts variables about a service called understudy-kafka beside ours.
+        if variable.startswith(PREFIX) and option.startswith(("security_", "ssl_", "sasl_")):
+            if option not in SECURITY:
+                known = ", ".join(PREFIX + each.upper() for each in sorted(SECURITY))
+                raise Fatal(f"{variable} is not known", f"There are {known}.")
+            options[option] = value.lower() not in ("0", "false", "no") if option == "ssl_check_hostname" else value
+    return options

@@ -82,9 +82,9 @@ class EmbeddedBus:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._forget_expired(db)
 
-    def publish(self, *messages: Message) -> None:
+    def publish(self, message: Message) -> None:
         with self._transaction() as db:
-            self._append(db, messages)
+            self._append(db, [message])
 
     def subscribe(self, group: str, topics: Sequence[str], member: str) -> EmbeddedSubscription:
         with self._transaction() as db:
@@ -111,6 +111,14 @@ class EmbeddedBus:
                     return
                 yield None
                 self._wait_for_change(0.05)
+
+    def lag(self, group: str) -> dict[str, int]:
+        query = (
+            "SELECT topic, COALESCE(SUM(offset >= committed), 0) FROM positions LEFT JOIN messages USING (topic, partition)"
+            " WHERE grp = ? GROUP BY topic"
+        )
+        with self._trouble():
+            return dict(self._connection().execute(query, (group,)).fetchall())
 
     def close(self) -> None:
         with self._guard:

@@ -1,0 +1,201 @@
+"""The Kafka bus keeps the bus contract on a real broker, and what only it can promise."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kafka_broker
+import pytest
+from bus_contract import TOPIC, BusContract, request, run_of, taken
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from understudy.bus import Bus, Record, Subscription
+from understudy.bus.connect import connect as connect_bus
+from understudy.bus.connect import security
+from understudy.bus.kafka import KafkaBus, KafkaSubscription
+from understudy.contracts import RunFailed, decode
+from understudy.errors import Fatal
+from understudy.settings import Settings
+from understudy.topics import TABLE
+
+pytestmark = pytest.mark.kafka
+NAMED = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "")
+SESSION = 6.0 if NAMED else 2.0
+"""Seconds; a broker that is not ours allows no less than six."""
+needs_own_broker = pytest.mark.skipif(kafka_broker.home() is None, reason="needs KAFKA_HOME, an unpacked Apache Kafka")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real broker."""
+    if NAMED:
+        yield NAMED
+    elif home := kafka_broker.home():
+        with kafka_broker.Broker(home, tmp_path_factory.mktemp("kafka") / "broker") as broker:
+            yield broker.servers
+    else:
+        pytest.skip("no broker: set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka")
+
+
+@pytest.fixture
+def connect(servers: str) -> Iterator[Callable[[], KafkaBus]]:
+    """Opens connections to topics of this test's own."""
+    prefix, buses = f"test-{uuid.uuid4().hex[:8]}-", []
+
+    def open_one() -> KafkaBus:
+        buses.append(KafkaBus(servers, prefix=prefix, session=SESSION, poll_interval=SESSION, busy=0.5))
+        return buses[-1]
+
+    yield open_one
+    for bus in buses:
+        bus.close()
+
+
+class TestKafka(BusContract):
+    session = SESSION
+    dial = "__import__('understudy.bus.kafka').bus.kafka.KafkaBus(**{where})"
+
+    def where(self, bus: Bus) -> str:
+        assert isinstance(bus, KafkaBus)
+        return repr({"servers": bus.servers, "prefix": bus.prefix})
+
+    def silence(self, member: Subscription) -> None:
+        assert isinstance(member, KafkaSubscription)
+        member._consumer._coordinator._close_heartbeat()
+
+    def put(self, bus: Bus, topic: str, value: bytes) -> None:
+        assert isinstance(bus, KafkaBus)
+        producer = KafkaProducer(bootstrap_servers=bus.servers)
+        producer.send(bus.prefix + topic, value).get(10)
+        producer.close()
+
+
+def test_two_processes_of_one_name_are_told_apart(connect: Callable[[], KafkaBus]) -> None:
+    first = connect().subscribe("datagen", [TOPIC], "same")
+    first.poll(1)
+    second = connect().subscribe("datagen", [TOPIC], "same")
+    second.poll(1)
+    connect().publish(request("a"))
+    assert first.poll(1) is None
+    with pytest.raises(Fatal, match="UNDERSTUDY_MEMBER"):
+        first.poll(1)
+    assert run_of(taken(second)) == "a"
+
+
+def test_topics_are_made_from_the_table(servers: str, connect: Callable[[], KafkaBus]) -> None:
+    bus, admin = connect(), KafkaAdminClient(bootstrap_servers=servers)
+    made = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
+    assert {bus.prefix + topic.name: topic.partitions for topic in TABLE}.items() <= made.items()
+    names = ("run-requested", "progress", "dead-letters")
+    said = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, bus.prefix + name) for name in names])
+    admin.close()
+    print(said)
+    configs = [(said["topic"][bus.prefix + name]) for name in names]
+    wanted = ("cleanup.policy", "retention.ms", "max.message.bytes")
+    assert [tuple(str(config[key]["value"]) for key in wanted) for config in configs] == [
+        ("delete", "-1", "1048576"),
+        ("compact,delete", str(7 * 24 * 3600 * 1000), "1048576"),
+        ("delete", "-1", str(8 * 1024**2)),
+    ]
+
+
+def test_a_new_member_moves_no_more_than_it_gets(connect: Callable[[], KafkaBus]) -> None:
+    first = connect().subscribe("datagen", [TOPIC], "one")
+    first.poll(0.5)
+    kept: list[set[int]] = [{p.partition for p in first._consumer.assignment()}]
+    second = connect().subscribe("datagen", [TOPIC], "two")
+    deadline = time.monotonic() + 20
+    joined = threading.Thread(target=lambda: [second.poll(0.2) for _ in range(40)])
+    joined.start()
+    while joined.is_alive():
+        first.poll(0.1)
+        now = {p.partition for p in first._consumer.assignment()}
+        if now != kept[-1]:
+            kept.append(now)
+    assert time.monotonic() < deadline
+    assert [len(each) for each in kept] == [6, 3]
+    assert len(second._consumer.assignment()) == 3
+    assert kept[1] < kept[0]
+
+
+@needs_own_broker
+def test_a_killed_broker_comes_back_and_everything_goes_on(tmp_path: Path) -> None:
+    home = kafka_broker.home()
+    assert home
+    with kafka_broker.Broker(home, tmp_path / "broker") as broker:
+        bus, sent = KafkaBus(broker.servers, session=SESSION), 60
+        seen: list[Record] = []
+        stop = threading.Event()
+
+        def publish() -> None:
+            for number in range(sent):
+                bus.publish(request(f"r{number}"))
+                time.sleep(0.05)
+
+        def work() -> None:
+            member = bus.subscribe("datagen", [TOPIC], "m")
+            while not stop.is_set():
+                if record := member.poll(0.2):
+                    member.commit(record, [RunFailed(run=run_of(record), station="datagen", reason="done")])
+            member.close()
+
+        def follow() -> None:
+            for record in bus.replay(["report-published"], follow=True):
+                if record:
+                    seen.append(record)
+                if stop.is_set():
+                    return
+
+        threads = [threading.Thread(target=each) for each in (publish, work, follow)]
+        for thread in threads:
+            thread.start()
+        for _ in range(2):
+            time.sleep(1)
+            broker.kill()
+            time.sleep(1)
+            broker.start()
+        deadline = time.monotonic() + 60
+        while len(seen) < sent and time.monotonic() < deadline:
+            time.sleep(0.1)
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        assert sorted(decode(record.value).run for record in seen) == sorted(f"r{number}" for number in range(sent))
+        assert bus.lag("datagen")[TOPIC] == 0
+        bus.close()
+
+
+@needs_own_broker
+def test_sasl_and_tls_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = kafka_broker.home()
+    assert home
+    with kafka_broker.secured(home, tmp_path) as (servers, authority):
+        for option, value in {
+            "SECURITY_PROTOCOL": "SASL_SSL",
+            "SSL_CAFILE": str(authority),
+            "SASL_MECHANISM": "PLAIN",
+            "SASL_PLAIN_USERNAME": "understudy",
+            "SASL_PLAIN_PASSWORD": "right",
+        }.items():
+            monkeypatch.setenv(f"UNDERSTUDY_KAFKA_{option}", value)
+        bus = connect_bus(Settings(bus=servers))
+        bus.publish(request("a"))
+        member = bus.subscribe("datagen", [TOPIC], "m")
+        member.commit(taken(member), [RunFailed(run="a", station="datagen", reason="x")])
+        assert len([record for record in bus.replay(["report-published"]) if record]) == 1
+        member.close()
+        bus.close()
+        monkeypatch.setenv("UNDERSTUDY_KAFKA_SASL_PLAIN_PASSWORD", "wrong")
+        with pytest.raises(Fatal, match="Invalid username or password"):
+            KafkaBus(servers, security(os.environ), patience=3)
+
+
+def test_nobody_there_is_said_with_the_address() -> None:
+    with pytest.raises(Fatal, match=r"127\.0\.0\.1:9 .*REFUSED"):
+        KafkaBus("127.0.0.1:9", patience=1)
