@@ -19,12 +19,13 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel
 
-from understudy.artifacts import CHUNK, ArtifactStore
+from understudy.artifacts import ArtifactStore
 from understudy.errors import Invalid, disk_full
 from understudy.health import NotFound
 
 Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 MAX_NAME_BYTES = 200
+CHUNK = 1 << 20
 
 
 class FileCard(BaseModel):
