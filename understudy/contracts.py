@@ -129,6 +129,8 @@ class RunFailed(Message):
     type: Literal["run.failed.v1"] = "run.failed.v1"
     station: Station
     reason: str
+    failed: dict[str, str] = Field(default_factory=dict)
+    """Variant -> reason, when the run failed because no variant came through."""
 
 
 class Progress(Message):

@@ -1,11 +1,16 @@
 """What users see of runs: a fold over all topics, rebuilt by replay when a service starts on an empty disk.
 
-Order between topics is not promised by the bus, so the fold depends only on what each message says: a later stage
-never goes back to an earlier one. Does not publish and decides nothing."""
+The bus promises order within a topic for the messages of one run, not between topics. So where a variant is comes from
+counting: every message that a station took was answered by exactly one, its output or a failure, hence a variant is at
+the station that took more than it answered. That also holds for a message that an operator publishes again after a
+failure: the variant is then on its way once more, and its run goes on until a report says what it came to. Does not
+publish and decides nothing."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel
@@ -20,6 +25,7 @@ from understudy.contracts import (
     ReportPublished,
     RunFailed,
     RunRequested,
+    Station,
     TrainingRequested,
     VariantFailed,
     VariantScored,
@@ -30,13 +36,20 @@ from understudy.recipe import Recipe
 from understudy.topics import TABLE
 
 Stage = Literal["waiting", "training", "serving", "evaluating", "scored", "failed"]
-STAGES: tuple[Stage, ...] = ("waiting", "training", "serving", "evaluating", "scored", "failed")
-_REACHED: dict[type[Message], Stage] = {
-    TrainingRequested: "training",
-    ModelTrained: "serving",
-    ModelServed: "evaluating",
-    VariantScored: "scored",
+AT: dict[Stage, Station] = {
+    "waiting": "datagen",
+    "training": "trainer",
+    "serving": "inference",
+    "evaluating": "evaluator",
 }
+"""Stage of a variant on the belt -> the station that has it, in the order of the belt."""
+_MOVES: dict[type[Message], tuple[Station, Station | None]] = {
+    TrainingRequested: ("datagen", "trainer"),
+    ModelTrained: ("trainer", "inference"),
+    ModelServed: ("inference", "evaluator"),
+    VariantScored: ("evaluator", None),
+}
+"""A variant's message -> the station it leaves, the one it goes to."""
 
 
 class VariantState(BaseModel):
@@ -73,13 +86,65 @@ class RunState(BaseModel):
         return cls(id=run, name=recipe.name, created_at=int(timestamp), recipe=recipe, variants=variants)
 
 
+@dataclass
+class _Variant:
+    """What was read about one variant."""
+
+    taken: Counter[Station] = field(default_factory=Counter)
+    """Messages for a station, less its answers. Less than nothing after an operator published one that it did not make."""
+    scored: bool = False
+    reason: str | None = None
+    """Of its latest failure."""
+
+    def stage(self) -> Stage:
+        """A score is never lost again; a failure holds until the variant is on its way once more."""
+        if self.scored:
+            return "scored"
+        here = [stage for stage, station in AT.items() if self.taken[station] > 0]
+        return here[-1] if here else "failed" if self.reason is not None else "waiting"
+
+
+@dataclass
+class _Run:
+    """The state of a run, and what was read about it."""
+
+    state: RunState
+    variants: dict[str, _Variant]
+    requests: int = 0
+    refusals: Counter[Station] = field(default_factory=Counter)
+    """Requests that a station could not handle."""
+    refusal: RunFailed | None = None
+    """The latest of them."""
+    end: ReportPublished | RunFailed | None = None
+    """The evaluator's latest word on what the run came to."""
+    others: bool = False
+    """Whether anything but requests was read."""
+
+    def status(self) -> Literal["queued", "running", "finished", "failed"]:
+        """Over is what has an end, and nothing that failed before it may still come through."""
+        if self.end and not self._tried_again() and self._known(self.end):
+            return "finished" if isinstance(self.end, ReportPublished) else "failed"
+        if self.end is None and any(count >= self.requests for count in self.refusals.values()):
+            return "failed"  # whatever the other stations still do
+        return "running" if self.others else "queued"
+
+    def _tried_again(self) -> bool:
+        """Whether a variant that failed is on the belt once more."""
+        return any(variant.reason is not None and variant.stage() in AT for variant in self.variants.values())
+
+    def _known(self, end: ReportPublished | RunFailed) -> bool:
+        """Whether `end` knows what every variant came to. A dead letter's names no variant, and is the last word."""
+        failed = {name: v.reason for name, v in self.variants.items() if not v.scored and v.reason is not None}
+        return end.failed == failed or (isinstance(end, RunFailed) and not end.failed)
+
+
 class Ledger:
     """Follows the bus in one thread, answers from any."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._lock = threading.Lock()
-        self._runs: dict[str, RunState] = {}
+        self._runs: dict[str, _Run] = {}
         self._early: dict[str, list[Message]] = {}
         """Messages of runs whose request was not read yet (another partition)."""
         self._served: dict[str, ModelServed] = {}
@@ -107,13 +172,14 @@ class Ledger:
     def run(self, run: str) -> RunState | None:
         """A snapshot of one run."""
         with self._lock:
-            state = self._runs.get(run)
-            return state.model_copy(deep=True) if state else None
+            found = self._runs.get(run)
+            return found.state.model_copy(deep=True) if found else None
 
     def runs(self) -> list[RunState]:
         """Snapshots of all runs, newest first."""
         with self._lock:
-            return [state.model_copy(deep=True) for state in sorted(self._runs.values(), key=lambda s: -s.created_at)]
+            states = sorted((run.state for run in self._runs.values()), key=lambda state: -state.created_at)
+            return [state.model_copy(deep=True) for state in states]
 
     def served(self) -> list[ModelServed]:
         """Every model that passed the gate, one message per model name, oldest first."""
@@ -128,39 +194,63 @@ class Ledger:
         with self._lock:
             if isinstance(message, ModelServed):
                 self._served.setdefault(message.model, message)
-            if isinstance(message, RunRequested):
-                if message.run not in self._runs:
-                    self._runs[message.run] = RunState.queued(message.run, message.recipe, timestamp)
-                    for early in self._early.pop(message.run, []):
-                        _fold(self._runs[message.run], early)
-            elif message.run in self._runs:
+            if isinstance(message, RunRequested) and message.run not in self._runs:
+                state = RunState.queued(message.run, message.recipe, timestamp)
+                run = self._runs[message.run] = _Run(state, {name: _Variant() for name in state.variants})
+                for early in self._early.pop(message.run, []):
+                    _fold(run, early)
+            if message.run in self._runs:
                 _fold(self._runs[message.run], message)
             else:
                 self._early.setdefault(message.run, []).append(message)
 
 
-def _fold(run: RunState, message: Message) -> None:
-    """Apply one message to the state of its run; applying it twice changes nothing more."""
-    if run.status == "queued":
-        run.status = "running"
+def _fold(run: _Run, message: Message) -> None:
+    """Apply one message to its run."""
+    variant = run.variants.get(getattr(message, "variant", None) or "")
     match message:
-        case ReportPublished():
-            run.status, run.report = "finished", message.report
+        case RunRequested():
+            run.requests += 1
+            for each in run.variants.values():
+                each.taken["datagen"] += 1
+        case RunFailed(station="evaluator") | ReportPublished():
+            run.end, run.state.progress = message, None
         case RunFailed():
-            if run.status != "finished":
-                run.status, run.reason = "failed", message.reason
+            run.refusals[message.station] += 1
+            run.refusal = message
+            for each in run.variants.values() if message.station == "datagen" else ():
+                each.taken["datagen"] -= 1
         case Progress(variant=None):
-            run.progress = message
+            run.state.progress = message
         case Progress():
-            if variant := run.variants.get(message.variant or ""):
-                variant.progress = message
+            if variant:
+                run.state.variants[message.variant or ""].progress = message
         case VariantFailed():
-            if (variant := run.variants.get(message.variant)) and variant.stage != "scored":
-                variant.stage, variant.reason = "failed", message.reason
+            if variant:
+                variant.taken[message.station] -= 1
+                variant.reason = message.reason
         case TrainingRequested() | ModelTrained() | ModelServed() | VariantScored():
-            if variant := run.variants.get(message.variant):
-                stage = _REACHED[type(message)]
-                if STAGES.index(stage) > STAGES.index(variant.stage):
-                    variant.stage, variant.progress = stage, None
+            if variant:
+                left, entered = _MOVES[type(message)]
+                variant.taken[left] -= 1
+                if entered:
+                    variant.taken[entered] += 1
+                variant.scored |= isinstance(message, VariantScored)
                 if isinstance(message, ModelServed):
-                    variant.model = message.model
+                    run.state.variants[message.variant].model = message.model
+    run.others |= not isinstance(message, RunRequested)
+    _show(run)
+
+
+def _show(run: _Run) -> None:
+    """Bring the state in line with what was read."""
+    state = run.state
+    for name, variant in run.variants.items():
+        shown, stage = state.variants[name], variant.stage()
+        if shown.stage != stage:
+            shown.stage, shown.progress = stage, None
+        shown.reason = variant.reason if stage == "failed" else None
+    state.status, last = run.status(), run.end or run.refusal
+    if isinstance(last, ReportPublished):
+        state.report = last.report
+    state.reason = last.reason if isinstance(last, RunFailed) and state.status == "failed" else None

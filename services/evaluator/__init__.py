@@ -5,7 +5,7 @@
     emits   Progress while it asks, then VariantScored
 
     takes   VariantScored, VariantFailed      the join: the last one of a run closes it
-    makes   runs/<run>/report                 report.html, report.json
+    makes   runs/<run>/reports/<outcome>      report.html, report.json
     emits   ReportPublished; RunFailed when no variant was scored
 
 Its HTTP resources are /v1/reports.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
+from services.evaluator.join import newest_report
 from understudy.artifacts import ArtifactStore
 from understudy.health import NotFound
 
@@ -17,7 +18,7 @@ def router(store: ArtifactStore) -> APIRouter:
     routes = APIRouter(prefix="/v1/reports")
 
     def file(run: str, name: str, media_type: str) -> FileResponse:
-        artifact = store.find(f"runs/{run}/report")
+        artifact = newest_report(store, run)
         if artifact is None:
             raise NotFound(f"Run `{run}` has no report yet", f"See how far it is: `understudy watch {run}`.")
         headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
@@ -25,12 +26,12 @@ def router(store: ArtifactStore) -> APIRouter:
 
     @routes.get("/{run}.json")
     def report_json(run: str) -> FileResponse:
-        """The report as data (`report.Report`)."""
+        """The newest report as data (`report.Report`)."""
         return file(run, "report.json", "application/json")
 
     @routes.get("/{run}")
     def report_page(run: str) -> FileResponse:
-        """The report as one self-contained page."""
+        """The newest report as one self-contained page."""
         return file(run, "report.html", "text/html; charset=utf-8")
 
     return routes

@@ -1,19 +1,18 @@
 """What the evaluator does with messages: asks and scores a served variant, and closes a run with its report.
 
-The join counts messages by what they left in the store, so any order of finished and failed variants gives one report,
-published with the last of them. Does not talk HTTP (`predict.py`) or compute (`scoring.py`, `report.py`).
+Any order of finished and failed variants gives one report, published with the last of them (`join.py`). Does not talk
+HTTP (`predict.py`) or compute (`scoring.py`, `report.py`).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.evaluator import page, report
+from services.evaluator import join, page, report
 from services.evaluator.panels import Questionnaire, card, questionnaire
 from services.evaluator.predict import TEMPERATURE, Asker, Questions, answered
 from services.evaluator.scoring import score
@@ -98,48 +97,31 @@ class Evaluator:
             )
 
     def finish(self, finished: VariantScored | VariantFailed) -> Iterator[Message]:
-        """Note that one variant has come to its end; the last of the run yields ReportPublished or RunFailed."""
+        """Note how one variant ended; once all have, yields ReportPublished or RunFailed.
+
+        A variant that ends once more, because an operator had it tried again, gives a new report on the new outcome.
+        """
         run, names = finished.run, finished.recipe.all_variants()
-        if isinstance(finished, VariantFailed):
-            self._note(
-                f"runs/{run}/failed/{finished.variant}", {"station": finished.station, "reason": finished.reason}
+        join.note(self.store, finished)
+        ends = join.ends(self.store, run, names)
+        if len(ends.scored) + len(ends.failed) < len(names):
+            return
+        if not ends.scored:
+            reasons = "; ".join(f"{variant}: {reason}" for variant, reason in ends.failed.items())
+            yield RunFailed(
+                run=run, station="evaluator", reason=f"No variant could be scored. {reasons}", failed=ends.failed
             )
-        else:
-            self._note(f"runs/{run}/joined/{finished.variant}", {"scores": finished.scores.sha256})
-        scored, failed = self._ends(run, names)
-        if len(scored) + len(failed) < len(names):
             return
-        if not scored:
-            reasons = "; ".join(f"{variant}: {reason}" for variant, reason in failed.items())
-            yield RunFailed(run=run, station="evaluator", reason=f"No variant could be scored. {reasons}")
-            return
-        key = f"runs/{run}/report"
+        key = ends.report_key(run)
         artifact = self.store.find(key)
         if artifact is None:
-            made = yield from self._report(finished, scored, failed)
+            made = yield from self._report(finished, ends.scored, ends.failed)
             with tempfile.TemporaryDirectory(dir=self.work) as folder:
                 page.write(made, Path(folder))
                 artifact = self.store.put(key, Path(folder))
-            shutil.rmtree(self.work / run, ignore_errors=True)
-        yield ReportPublished(run=run, report=artifact, failed=failed)
-
-    def _ends(self, run: str, names: tuple[str, ...]) -> tuple[dict[str, Artifact], dict[str, str]]:
-        """Scores of the variants whose VariantScored has arrived, reasons of those that failed instead.
-
-        The scores themselves are stored before their message goes out: going by them alone, two messages could both
-        see a complete run, and both publish its report.
-        """
-        scored: dict[str, Artifact] = {}
-        failed: dict[str, str] = {}
-        for name in names:
-            scores = self.store.find(f"runs/{run}/scores/{name}")
-            if scores and self.store.find(f"runs/{run}/joined/{name}"):
-                scored[name] = scores
-            elif failure := self.store.find(f"runs/{run}/failed/{name}"):
-                failed[name] = json.loads((self.store.fetch(failure) / "end.json").read_text(encoding="utf-8"))[
-                    "reason"
-                ]
-        return scored, failed
+            if not ends.failed:  # else one may be tried again, and take up its answers
+                shutil.rmtree(self.work / run, ignore_errors=True)
+        yield ReportPublished(run=run, report=artifact, failed=ends.failed)
 
     def _report(
         self, finished: VariantScored | VariantFailed, scored: dict[str, Artifact], failed: dict[str, str]
@@ -165,13 +147,6 @@ class Evaluator:
             decoding={"method": "greedy", "temperature": TEMPERATURE, "seed": recipe.seed},
             versions=report.versions(),
         )
-
-    def _note(self, key: str, content: dict[str, str]) -> None:
-        """Leave a small artifact, unless it is there."""
-        if self.store.find(key) is None:
-            with tempfile.TemporaryDirectory(dir=self.work) as folder:
-                (Path(folder) / "end.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-                self.store.put(key, Path(folder))
 
     def handlers(self) -> Handlers:
         return {ModelServed: self.evaluate, VariantScored: self.finish, VariantFailed: self.finish}

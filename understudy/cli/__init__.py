@@ -1,4 +1,4 @@
-"""The command line: `understudy run | up | watch | report | runs | chat | doctor`.
+"""The command line: `understudy run | up | watch | report | runs | chat | doctor | topics | deadletters`.
 
 This module ties the commands together and decides how problems look: an expected one is a paragraph on stderr and exit
 code 1, wrong usage is exit code 2, everything else is a bug and shows its trace. Does no work itself.
@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 
 from understudy import __version__
-from understudy.cli import chat, doctor, look, run, up
+from understudy.cli import chat, deadletters, doctor, look, run, topics, up
 from understudy.errors import UnderstudyError, disk_full
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-for command in (run.run, up.up, look.watch, look.report, look.runs, chat.chat, doctor.doctor):
+for command in (run.run, up.up, look.watch, look.report, look.runs, chat.chat, doctor.doctor, topics.topics):
     app.command(no_args_is_help=command in (run.run, look.watch, look.report, chat.chat))(command)
+app.add_typer(deadletters.app, name="deadletters")
 
 
 def _version(value: bool) -> None:

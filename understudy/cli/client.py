@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,6 +16,7 @@ from urllib.parse import quote
 
 import httpx
 
+from understudy.bus import Bus
 from understudy.errors import Invalid, Transient
 from understudy.ledger import Ledger, RunState
 from understudy.recipe import Recipe
@@ -134,15 +136,8 @@ class Folder:
         return found
 
     def runs(self) -> list[RunState]:
-        from understudy.bus.connect import connect
-
-        if not self._settings.bus and not (self._settings.data / "bus.sqlite").exists():
-            return []  # and leave no empty one behind
-        bus = connect(self._settings)
-        try:
-            return Ledger(bus).load().runs()
-        finally:
-            bus.close()
+        with bus_of(self._settings.data) as bus:
+            return Ledger(bus).load().runs() if bus else []
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
         from understudy.artifacts import FsspecArtifactStore
@@ -150,6 +145,22 @@ class Folder:
         assert state.report
         folder = FsspecArtifactStore(self._settings.artifact_url(), self._settings.cache()).fetch(state.report)
         return json.loads((folder / "report.json").read_text(encoding="utf-8")), (folder / "report.html").read_bytes()
+
+
+@contextmanager
+def bus_of(data: Path) -> Iterator[Bus | None]:
+    """The bus that UNDERSTUDY_BUS names, else the one in the data folder; None when there is none, and none is left behind."""
+    from understudy.bus.connect import connect
+
+    settings = Settings(data=data)
+    if not settings.bus and not (data / "bus.sqlite").exists():
+        yield None
+        return
+    bus = connect(settings)
+    try:
+        yield bus
+    finally:
+        bus.close()
 
 
 class _explained:

@@ -83,8 +83,9 @@ def started(data: Path, port: int, err: Console, base: str | None = None) -> Ite
 
 @contextmanager
 def lookup(server: str | None, data: Path) -> Iterator[Runs]:
-    """Where to look up runs: a server, or the data folder when nothing is up."""
-    url = server or running(data)
+    """Where to look up runs: a server, or the data folder when nothing is up. On a bus of others, their endpoint."""
+    settings = Settings()
+    url = server or running(data) or (settings.gateway if settings.bus else None)
     if url:
         with Gateway(url) as gateway:
             yield gateway

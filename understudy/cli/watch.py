@@ -18,18 +18,11 @@ from rich.text import Text
 
 from understudy.cli.client import NotThere, Runs, Unreachable
 from understudy.contracts import STATIONS, Progress, Station
-from understudy.ledger import RunState, VariantState
+from understudy.ledger import AT, RunState, VariantState
 
 EVERY = 0.3
 PATIENCE = 60.0
 """Seconds without an answer before we give up."""
-AT: dict[str, Station] = {
-    "waiting": "datagen",
-    "training": "trainer",
-    "serving": "inference",
-    "evaluating": "evaluator",
-}
-"""Stage of a variant -> the station that has it."""
 MILESTONES = 5
 """How many plain lines one long step may take."""
 

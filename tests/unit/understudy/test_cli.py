@@ -197,6 +197,16 @@ def test_server_that_does_not_answer_is_named(cli: Cli, tmp_path: Path) -> None:
     assert "Traceback" in cli("--debug", "runs", "--server", f"http://127.0.0.1:{port}")[2]
 
 
+def test_on_a_bus_of_others_runs_are_looked_up_at_their_endpoint(
+    cli: Cli, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside a container nobody has to name the server."""
+    assert cli("run", recipe(tmp_path, "shared"), "--server", server)[0] == 0
+    monkeypatch.setenv("UNDERSTUDY_BUS", "kafka:9092")
+    monkeypatch.setenv("UNDERSTUDY_GATEWAY", server)
+    assert "shared-" in cli("runs")[1]
+
+
 def test_wrong_usage_is_exit_code_2(cli: Cli) -> None:
     """An unknown option is not an error of the input."""
     assert cli("run", "--sauce", "x")[0] == 2

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from services.evaluator.handlers import Evaluator
+from services.evaluator.join import newest_report
 from services.evaluator.predict import Asker
 from understudy.contracts import (
     Message,
@@ -99,6 +100,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from services.evaluator.handlers import Evaluator
+from services.evaluator.join import newest_report
 from services.evaluator.predict import Asker
 from understudy.contracts import decode
 from understudy.testing import local_store
@@ -178,6 +180,45 @@ _digest_of: dict[str | None, str] = {}
 """Which variant was lost -> digest of the report; the same for every order."""
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(("base", "broad", "tuned", "tuned failed")))[::3])
+def test_a_variant_that_came_through_after_all_leaves_the_report_it_would_have_had(
+    answers: tuple[World, dict[str, VariantScored]], tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    """Whenever its failure and its score arrive: in the end no trace of the failure, and the bytes of an undisturbed run."""
+    world, messages = answers
+    store = _forgetful_copy(world, tmp_path)
+    station = Evaluator(store=store, asker=Asker("http://127.0.0.1:9/v1", 1), work=tmp_path)
+    ends = {**messages, "tuned failed": failed(world, "tuned")}
+    words = [drain(station.finish(ends[name])) for name in order]
+    report = one(words[-1])
+    assert isinstance(report, ReportPublished)
+    assert report.failed == {}
+    assert _digest_of.setdefault(None, report.report.sha256) == report.report.sha256
+    assert newest_report(store, "r1") == report.report
+    for word in itertools.chain(*words[:-1]):
+        assert (word.failed == {}) == (word.report == report.report)
+        assert store.fetch(word.report).is_dir(), "an earlier report is kept"
+    assert drain(station.finish(ends[order[-1]])) == [report]
+
+
+def test_another_reason_is_another_report_and_the_same_reason_is_the_same(
+    answers: tuple[World, dict[str, VariantScored]], tmp_path: Path
+) -> None:
+    world, messages = answers
+    store = _forgetful_copy(world, tmp_path)
+    station = Evaluator(store=store, asker=Asker("http://127.0.0.1:9/v1", 1), work=tmp_path)
+    drain(station.finish(messages["base"]))
+    drain(station.finish(messages["broad"]))
+    reports = []
+    for reason in ("no base", "no base", "no data", "no base"):
+        report = one(drain(station.finish(failed(world, "tuned", reason))))
+        assert report.failed == {"tuned": reason}
+        assert json.loads((store.fetch(report.report) / "report.json").read_text())["failed"] == report.failed
+        assert newest_report(store, "r1") == report.report
+        reports.append(report.report)
+    assert reports[0] == reports[1] == reports[3] != reports[2]
+
+
 def test_without_any_scores_the_run_has_failed(small: World, endpoint: Endpoint) -> None:
     station = evaluator(small, endpoint)
     assert drain(station.finish(failed(small, "tuned"))) == []
@@ -185,7 +226,8 @@ def test_without_any_scores_the_run_has_failed(small: World, endpoint: Endpoint)
     end = one(drain(station.finish(failed(small, "broad"))))
     assert isinstance(end, RunFailed)
     assert "no such model" in end.reason
-    assert small.store.find("runs/r1/report") is None
+    assert end.failed == {"base": "no such model", "tuned": "out of memory", "broad": "out of memory"}
+    assert small.store.find("runs/r1/reports") is None
 
 
 def test_the_report_has_what_the_command_line_shows(

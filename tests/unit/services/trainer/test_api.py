@@ -33,12 +33,14 @@ def belt(variant: str) -> dict[str, object]:
 @pytest.fixture
 def client(tmp_path: Path) -> openai.OpenAI:
     bus = EmbeddedBus(tmp_path / "bus.sqlite")
-    bus.publish(
+    for message in (
         c.RunRequested(run="r", recipe=RECIPE),
         c.TrainingRequested(**belt("base")),  # type: ignore[arg-type]
         c.ModelServed(**belt("v"), model="ft:b:r:v:1", adapter=None),  # type: ignore[arg-type]
+        c.TrainingRequested(**belt("w")),  # type: ignore[arg-type]
         c.VariantFailed(**belt("w"), station="trainer", reason="too long"),  # type: ignore[arg-type]
-    )
+    ):
+        bus.publish(message)
     app = FastAPI()
     add_errors(app)
     app.include_router(router(Ledger(bus).load()))
