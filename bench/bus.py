@@ -2,7 +2,7 @@
 
     KAFKA_BOOTSTRAP_SERVERS=localhost:9092 python -m bench.bus [messages]
 
-Without KAFKA_BOOTSTRAP_SERVERS only the embedded bus is measured. One message at a time, 20 ms apart, publisher and loop in two
+Without KAFKA_BOOTSTRAP_SERVERS only the embedded bus is measured. One message at a time, 100 ms apart, publisher and loop in two
 processes; each message is handled and answered by another one in the same step.
 """
 
@@ -30,12 +30,12 @@ PUBLISHER = "import sys, bench.bus; bench.bus.publish(int(sys.argv[1]))"
 
 
 def publish(count: int) -> None:
-    """Publish `count` messages that carry the time, 20 ms apart."""
+    """Publish `count` messages that carry the time, 100 ms apart."""
     bus = connect(Settings())
     recipe = Recipe(datasets={"d": Dataset(source="d.csv")})
     for number in range(count):
         bus.publish(RunRequested(run=f"{number}/{time.time()}", recipe=recipe))
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def measure(bus: Bus, environment: dict[str, str], count: int) -> list[float]:

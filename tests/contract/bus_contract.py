@@ -46,6 +46,18 @@ def run_of(record: Record) -> str:
     return decode(record.value).run
 
 
+def hears_that_it_is_fenced(member: Subscription) -> None:
+    """Before it has finished its work."""
+
+    def work() -> None:
+        for _ in range(100):
+            member.keep_alive()
+            time.sleep(0.1)
+
+    with pytest.raises(Fenced):
+        work()
+
+
 def drain(subscription: Subscription, patience: float = 1) -> list[Record]:
     """Everything there is, committed."""
     records = []
@@ -147,6 +159,7 @@ class BusContract:
         record = taken(stale)
         fresh = connect().subscribe("datagen", [TOPIC], "m")
         again = taken(fresh)
+        hears_that_it_is_fenced(stale)
         with pytest.raises(Fenced):
             stale.commit(record, [RunFailed(run="a", station="datagen", reason="stale")])
         fresh.commit(again, [RunFailed(run="a", station="datagen", reason="fresh")])
@@ -224,6 +237,7 @@ class BusContract:
         self.silence(first)
         again = taken(second.subscribe("datagen", [TOPIC], "two"), timeout=3 * self.session + 5)
         assert (again.offset, again.attempt) == (record.offset, 2)
+        hears_that_it_is_fenced(first)
 
     def silence(self, member: Subscription) -> None:
         """Make a member as silent as a killed process."""

@@ -38,7 +38,7 @@ class Subscription(Protocol):
         """The next record of a partition this member holds, or None after `timeout` seconds."""
 
     def keep_alive(self) -> None:
-        """Say that this member lives while it works on a record; call at least every second. Delivers nothing."""
+        """Say that this member lives while it works on a record; call at least every second. Raises `Fenced`."""
 
     def commit(self, record: Record, outputs: Sequence[Message] = ()) -> None:
         """Publish `outputs` and mark `record` done, both or neither. Raises `Fenced`."""

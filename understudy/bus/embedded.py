@@ -223,10 +223,12 @@ class EmbeddedSubscription:
             return
         self._renewed = now
         with self._bus._transaction() as db:
-            db.execute(
+            held = db.execute(
                 "UPDATE positions SET expires = ? WHERE grp = ? AND member = ? AND incarnation = ?",
                 (now + self._bus._lease, self._group, self._member, self._incarnation),
             )
+        if held.rowcount == 0:
+            raise Fenced
 
     def commit(self, record: Record, outputs: Sequence[Message] = ()) -> None:
         with self._bus._transaction() as db:

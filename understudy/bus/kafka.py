@@ -46,6 +46,8 @@ BUSY = 5.0
 """Seconds of work after which the other partitions of a member are better with somebody else."""
 PATIENCE = 60.0
 """Seconds to wait for brokers that do not answer."""
+DELIVERY = 20.0
+"""Seconds after which a message that the brokers do not take is given back to whoever published it."""
 TRANSACTION = 30.0
 """Seconds after which the broker gives up a transaction whose producer died and never came back."""
 PRODUCING = {"max_request_size": 2 * max(topic.max_bytes for topic in TABLE), "allow_auto_create_topics": False}
@@ -88,11 +90,16 @@ class KafkaBus:
         with self.explained(f"Kafka at {servers} did not let us in"):
             self._admin = self._reach(patience)
             self._create_topics()
-            self._producer = KafkaProducer(**self._common, **PRODUCING, delivery_timeout_ms=int(patience * 1000))
+            self._producer = KafkaProducer(
+                **self._common,
+                **PRODUCING,
+                request_timeout_ms=int(DELIVERY / 2 * 1000),
+                delivery_timeout_ms=int(DELIVERY * 1000),
+            )
 
     def publish(self, message: Message) -> None:
         with self.explained(f"{topic_of(message).name} could not be published"):
-            self._producer.send(**self.outgoing(message)).get(timeout=PATIENCE)
+            self._producer.send(**self.outgoing(message)).get(timeout=DELIVERY)
 
     def subscribe(self, group: str, topics: Sequence[str], member: str) -> KafkaSubscription:
         with self.explained(f"{member} could not join"):
@@ -275,8 +282,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._put_back()
                 polled = self._consumer.poll(timeout_ms=int(timeout * 1000))
                 for partition, (record, *_) in polled.items():
-                    self._consumer.pause(*self._consumer.assignment())
-                    self._hand, self._lost, self._taken = (partition, record.offset), False, time.monotonic()
+                    self._hand, self._lost = (partition, record.offset), False
+                    self._taken = self._polled = time.monotonic()
                     before = self._position(partition)
                     attempt = 1 + (int(before.metadata or 0) if before.offset == record.offset else 0)
                     self._commit(partition, record.offset, str(attempt))
@@ -290,16 +297,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def keep_alive(self) -> None:
         now = time.monotonic()
-        if now - self._polled < 0.2:
-            return
-        self._polled = now
-        with self._bus.explained(f"{self._group} could not be polled"):
-            try:
-                self._ask_anew_if_told_otherwise()
-                self._consumer.pause(*self._consumer.assignment())
-                self._consumer.poll(timeout_ms=50)
-            except REPLACED:
-                self._replaced = True
+        if now - self._polled >= 0.5:
+            self._polled = now
+            self._take_part()
+        if self._lost or self._replaced:
+            raise Fenced
 
     def commit(self, record: Record, outputs: Sequence[Message] = ()) -> None:
         partition = TopicPartition(self._bus.prefix + record.topic, record.partition)
@@ -314,8 +316,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                         self._commit(partition, record.offset + 1)
                     break
                 except MOVED:
-                    self._polled = 0.0
-                    self.keep_alive()  # taking part in the sharing out tells whether the partition stays ours
+                    self._take_part()  # which tells whether the partition stays ours
                 except REPLACED:
                     self._replaced = True
         self._hand = None
@@ -345,6 +346,24 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
     def shared_out(self, members: int) -> None:
         """The group has so many members now."""
         self._members = members
+
+    def _take_part(self) -> None:
+        """Poll, so that the group sees us alive, without receiving anything; learn what became of the record in hand."""
+        with self._bus.explained(f"{self._group} could not be polled"):
+            try:
+                self._ask_anew_if_told_otherwise()
+                self._consumer.pause(
+                    *self._consumer.assignment()
+                )  # not in `poll`: quick work need not stop the fetching
+                self._consumer.poll(timeout_ms=50)
+                if (
+                    self._hand and not self._lost
+                ):  # kafka-python does not say that somebody came under our name: a commit does
+                    self._commit(*self._hand, self._position(self._hand[0]).metadata)
+            except MOVED:
+                pass
+            except REPLACED:
+                self._replaced = True
 
     def _busy(self) -> bool:
         return self._hand is not None and time.monotonic() - self._taken > self._bus.busy
