@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
+from prometheus_client import REGISTRY
 
 from understudy.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.bus import Bus
@@ -24,6 +25,7 @@ from understudy.errors import FATAL_EXIT, Fatal, UnderstudyError
 from understudy.health import add_errors, add_health
 from understudy.ledger import Ledger
 from understudy.log import configure
+from understudy.metrics import Lag
 from understudy.service import Handlers, Loop
 from understudy.settings import Settings
 
@@ -69,6 +71,8 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         sys.exit(_last_words(station, error))
 
     loop = Loop(bus, station, service.handlers, member=settings.member)
+    REGISTRY.register(loop.meter)
+    REGISTRY.register(Lag(bus, station))
     server = uvicorn.Server(
         uvicorn.Config(
             service.wrap(_app(station, service, loop, ledger)),

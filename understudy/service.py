@@ -22,6 +22,7 @@ from typing import Any
 from understudy.bus import Bus, Fenced, Record, Subscription
 from understudy.contracts import DeadLetter, Message, Progress, Station, decode, failure
 from understudy.errors import Fatal, Invalid, Transient
+from understudy.metrics import Meter, Outcome
 from understudy.topics import BY_MESSAGE
 
 Handler = Callable[[Any], Iterator[Message]]
@@ -59,22 +60,31 @@ class Loop:
     sleep: Callable[[float], object] | None = None
     """Replaces waiting in tests; default waits on `stop`."""
 
+    def __post_init__(self) -> None:
+        self._topics = sorted({BY_MESSAGE[message].name for message in self.handlers})
+        self.meter = Meter(self.station, self._topics)
+
     def run(self) -> None:
         """Consume until stopped."""
-        topics = sorted({BY_MESSAGE[message].name for message in self.handlers})
-        subscription = self.bus.subscribe(self.station, topics, f"{self.station}-{self.member}")
+        subscription = self.bus.subscribe(self.station, self._topics, f"{self.station}-{self.member}")
         with ThreadPoolExecutor(1, thread_name_prefix=f"{self.station}-handler") as worker:
             try:
                 while not self.stop.is_set():
                     if record := subscription.poll(timeout=0.5):
-                        self._deliver(record, subscription, worker)
+                        with self.meter.in_hand(record):
+                            try:
+                                outcome = self._deliver(record, subscription, worker)
+                            except Fenced:
+                                outcome = "fenced"
+                                log.warning("went to another member; dropping this delivery", extra=_context(record))
+                        self.meter.ended(record, outcome)
             except Stopped:
                 pass
             finally:
                 subscription.close()
 
-    def _deliver(self, record: Record, subscription: Subscription, worker: ThreadPoolExecutor) -> None:
-        """One record to its end: committed, dead-lettered and committed, fenced, or left for redelivery (Stopped, Fatal)."""
+    def _deliver(self, record: Record, subscription: Subscription, worker: ThreadPoolExecutor) -> Outcome:
+        """One record to its end, or left for redelivery (raises Stopped, Fatal, Fenced)."""
         attempt = 1
         message: Message | None = None
         while True:
@@ -87,21 +97,19 @@ class Loop:
                 handler = self.handlers.get(type(message))
                 outputs = self._handle(handler, message, subscription, worker) if handler else []
                 subscription.commit(record, outputs)
-                return
-            except (Stopped, Fatal):
+                return "done"
+            except (Stopped, Fatal, Fenced):
                 raise
-            except Fenced:
-                log.warning("partition moved to another member; dropping this delivery", extra=_context(record))
-                return
             except Invalid as error:
                 self._bury(record, message, str(error), attempt, subscription)
-                return
+                return "dead_letter"
             except Exception as error:
                 if not isinstance(error, Transient):
                     log.exception("handler failed unexpectedly", extra=_context(record))
                 if attempt >= self.attempts:
                     self._bury(record, message, _last_words(error, attempt), attempt, subscription)
-                    return
+                    return "dead_letter"
+                self.meter.ended(record, "retry")
                 self._wait(min(30.0, self.backoff * 2 ** (attempt - 1)), subscription)
                 attempt += 1
 
@@ -122,7 +130,8 @@ class Loop:
                 if output is _DONE:
                     return outputs
                 if isinstance(output, Progress):
-                    self.bus.publish(output)
+                    self.meter.progress(output)
+                    self._tell(output)
                 elif isinstance(output, Message):
                     outputs.append(output)
                 if self.stop.is_set():
@@ -131,6 +140,13 @@ class Loop:
         finally:
             # Queued behind the step that may still run: lets the handler's own `finally` end its children.
             worker.submit(getattr(steps, "close", lambda: None))
+
+    def _tell(self, progress: Progress) -> None:
+        """Publish what informs people only: work goes on although nobody hears of it."""
+        try:
+            self.bus.publish(progress)
+        except Transient as error:
+            log.warning("progress was not published: %s", error)
 
     def _bury(
         self, record: Record, message: Message | None, reason: str, attempts: int, subscription: Subscription

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         return self.data.resolve() / "cache"
 
     def work(self, station: str) -> Path:
-        """Folder for unfinished work (checkpoints, partial rows), which survives a crash."""
-        path = self.data.resolve() / "work" / station
+        """This replica's folder for unfinished work, which survives a crash; see `work.py`."""
+        path = self.data.resolve() / "work" / station / self.member
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -10,6 +10,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from services.datagen.filters import MAX_REJECTED_CHARS, Candidate
 from services.datagen.generate import Writer
 from services.datagen.pools import Pool, Say, paced, reasons
@@ -19,9 +21,13 @@ from understudy import recipe
 from understudy.contracts import Progress
 from understudy.errors import Invalid
 from understudy.records import SPLITS, DatasetCard, Example, Provenance, Rejected, Turn, write_jsonl
+from understudy.work import forget, take_up
 
 Made = dict[int, Example | Rejected]
 """Row in the source -> what became of it."""
+
+ROWS = Counter("understudy_datagen_rows", "Rows of datasets that are made: kept, or rejected on the way", ["outcome"])
+KEPT, REJECTED = ROWS.labels("kept"), ROWS.labels("rejected")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Builder:
         )
 
         folder = self._folder(run, name) / "dataset"
+        KEPT.inc(sum(counts.values()))
+        REJECTED.inc(len(rejected))
         shutil.rmtree(folder, ignore_errors=True)  # of a delivery that was cut short
         folder.mkdir(parents=True)
         for split in SPLITS:
@@ -86,10 +94,10 @@ class Builder:
 
     def forget(self, run: str, name: str) -> None:
         """Remove the unfinished work of a dataset."""
-        shutil.rmtree(self._folder(run, name), ignore_errors=True)
+        forget(self.work, run, name)
 
     def _folder(self, run: str, name: str) -> Path:
-        return self.work / run / name
+        return take_up(self.work, run, name)
 
     def _ask(
         self, folder: Path, pool: Pool, generator: recipe.Generator, chosen: Sequence[Candidate], seed: int, say: Say

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client import Counter
+
 from services.datagen import prompts
 from services.datagen.budget import Budget
 from services.datagen.filters import Candidate
@@ -31,6 +33,7 @@ from understudy.records import Record, Turn, resume_jsonl
 if TYPE_CHECKING:
     from understudy.chat import ChatClient, Completion
 
+SPEND = Counter("understudy_datagen_spend_usd", "What the language model cost, by the recipes' prices, in US dollars")
 MAX_REFUSED = 5
 """Refusals without a success between them that tell a wrong key or model from a row the endpoint dislikes."""
 PULSE = 0.5
@@ -164,6 +167,7 @@ class Writer:
     def _keep(self, line: Written, log: int) -> None:
         os.write(log, line.model_dump_json(exclude_none=True).encode() + b"\n")
         self._written[line.id] = line
+        SPEND.inc(line.usd)
 
     def _price(self, prompt: int, completion: int) -> float:
         per_prompt, per_completion = self.generator.usd_per_million_tokens

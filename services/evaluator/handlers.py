@@ -30,6 +30,7 @@ from understudy.contracts import (
 )
 from understudy.records import Prediction, Score, Scores, read_jsonl, write_jsonl
 from understudy.service import Handlers
+from understudy.work import forget, take_up
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Evaluator:
         key = f"runs/{served.run}/scores/{served.variant}"
         artifact = self.store.find(key)
         if artifact is None:
-            work = self.work / served.run / served.variant
+            work = take_up(self.work, served.run, served.variant)
             folder = _fresh(work / "artifact")
             scores: list[Score] = []
             failures: dict[str, int] = {}
@@ -72,7 +73,7 @@ class Evaluator:
             if served.adapter and (training := self.store.fetch(served.adapter) / "training.json").is_file():
                 shutil.copyfile(training, folder / "training.json")  # the messages from here on carry no adapter
             artifact = self.store.put(key, folder)
-            shutil.rmtree(work)
+            forget(self.work, served.run, served.variant)
         yield VariantScored(
             run=served.run, variant=served.variant, recipe=served.recipe, datasets=served.datasets, scores=artifact
         )
@@ -120,7 +121,7 @@ class Evaluator:
                 page.write(made, Path(folder))
                 artifact = self.store.put(key, Path(folder))
             if not ends.failed:  # else one may be tried again, and take up its answers
-                shutil.rmtree(self.work / run, ignore_errors=True)
+                forget(self.work, run)
         yield ReportPublished(run=run, report=artifact, failed=ends.failed)
 
     def _report(

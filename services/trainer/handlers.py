@@ -20,6 +20,7 @@ from understudy.errors import Fatal, Invalid, Transient
 from understudy.models import resolve
 from understudy.recipe import BASE
 from understudy.service import Handlers
+from understudy.work import everywhere, take_up
 
 POLL_SECONDS, SAY_SOMETHING_SECONDS = 0.2, 1.0
 INTERRUPTIONS = 20
@@ -50,11 +51,12 @@ class Trainer:
         key = f"runs/{request.run}/adapters/{request.variant}"
         artifact = self.store.find(key)
         if artifact is None:
-            folder = JobFolder(self.work / request.run / request.variant)
+            folder = JobFolder(take_up(self.work, request.run, request.variant))
             job = folder.prepare(self.job(request))
             yield from self._run(job, folder)
             artifact = self.store.put(key, folder.adapter)
-            folder.clear()
+            for path in everywhere(self.work, request.run, request.variant):
+                JobFolder(path).clear()
         yield ModelTrained.following(request, adapter=artifact)
 
     def job(self, request: TrainingRequested) -> Job:

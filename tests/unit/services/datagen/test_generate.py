@@ -18,6 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import REGISTRY
 
 from services.datagen.build import Builder
 from services.datagen.filters import Candidate
@@ -158,8 +159,11 @@ def test_an_endpoint_that_is_gone_is_transient(tmp_path: Path, monkeypatch: pyte
 
 def test_the_budget_is_never_passed_and_the_first_rows_get_it(endpoint: Endpoint, tmp_path: Path) -> None:
     job = writer(endpoint, tmp_path, concurrency=4, budget_usd=0.002)
+    spent = REGISTRY.get_sample_value("understudy_datagen_spend_usd_total") or 0.0
     written, said = run(job, rows(200))
     answered = sum(endpoint.answered.values())
+    shown = (REGISTRY.get_sample_value("understudy_datagen_spend_usd_total") or 0.0) - spent
+    assert shown == pytest.approx(answered * USD)
     made = [line for line in written if line.instruction]
     assert answered * USD <= 0.002
     assert 0 < len(made) < 200

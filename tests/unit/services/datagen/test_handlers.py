@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.datagen.build import Builder
 from services.datagen.handlers import Datagen
@@ -144,7 +145,9 @@ def test_too_few_rows_are_said_and_shared(tmp_path: Path) -> None:
 def test_rejected_rows_are_kept_with_their_reasons(tmp_path: Path) -> None:
     rows = [(f"text {n}", n % 2) for n in range(20)] + [("", 1), ("text 3", 1), ("odd", 7), ("both", 0), ("Both", 1)]
     datagen, store = station(tmp_path)
+    counted = REGISTRY.get_sample_value("understudy_datagen_rows_total", {"outcome": "rejected"})
     output = drain(datagen.make(request(recipe(table(tmp_path / "t.csv", rows)))))[0]
+    assert REGISTRY.get_sample_value("understudy_datagen_rows_total", {"outcome": "rejected"}) == counted + 5
     folder = store.fetch(output.datasets["remarks"])  # type: ignore[attr-defined]
     rejected = list(read_jsonl(folder / "rejected.jsonl", Rejected))
     assert [row.row for row in rejected] == [20, 21, 22, 23, 24]
