@@ -14,22 +14,16 @@ from typing import Protocol
 
 import orjson
 from fastapi.responses import JSONResponse
-from prometheus_client import Counter, Histogram
 
 from services.inference.asgi import App, Gone, Hangup, Receive, Scope, Send, TooLarge, answer, feed, read
+from services.inference.meter import Family, Meter
 from services.inference.upstream import Exchange, Headers, Lost, Upstream
 from understudy.errors import UnderstudyError
 from understudy.health import NotFound, error_response
 
-REQUESTS = Counter("understudy_requests_total", "Completion requests answered", ["model", "status"])
-SECONDS = Histogram(
-    "understudy_request_seconds",
-    "From the request to the last byte of its answer",
-    ["model"],
-    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-)
-
 COMPLETIONS = frozenset(("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"))
+OWN = "own"
+"""What the metrics call this service's own API."""
 LOOK_AGAIN = 0.05
 """Seconds between two looks at an engine that is starting."""
 SENDS = 3
@@ -62,47 +56,38 @@ class Gateway:
         self._app, self._routes, self._families = app, routes, families
         self._max_body, self._hold = max_body, hold_seconds
         self._upstream = Upstream()
+        self._metrics = {name: Family(name) for name in (*COMPLETIONS, *families, OWN)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["path"] in COMPLETIONS and scope["method"] == "POST":
-            await self._complete(scope, receive, send)
-        elif family := self._family(scope["path"]):
-            await self._pass_on(*family, scope, receive, send)
+            with Meter(self._metrics[scope["path"]], send) as meter:
+                await self._complete(scope, receive, meter.send)
+        elif (prefix := "/".join(scope["path"].split("/", 3)[:3])) in self._families:
+            with Meter(self._metrics[prefix], send) as meter:
+                await self._pass_on(*self._families[prefix], scope, receive, meter.send)
         else:
-            await self._app(scope, receive, send)
-
-    def _family(self, path: str) -> tuple[str, str] | None:
-        """Name and URL of the service that has `path`."""
-        parts = path.split("/", 3)
-        return self._families.get(f"/{parts[1]}/{parts[2]}") if len(parts) > 2 else None
+            with Meter(self._metrics[OWN], send) as meter:
+                await self._app(scope, receive, meter.send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        known, status = "unknown", 499  # nginx's code for a client that hung up
         try:
             body = await read(receive, self._max_body)
             model = _model_of(body)
             async with Hangup(receive) as hangup:
                 url, exchange = await self._ask(model, scope, body, hangup)
-                known, status = model, exchange.status
                 try:
                     await answer(exchange, send)
                 finally:
                     self._upstream.release(url, exchange)
         except Refused as refusal:
-            status = refusal.response.status_code
             await refusal.response(scope, receive, send)
         except TooLarge:
-            status = 413
             message = f"The request body is larger than {self._max_body} bytes. Send fewer or shorter messages."
             await error_response(413, message, code="request_too_large")(scope, receive, send)
         except (Gone, Lost):  # nobody to tell, or too late: the missing end of the body says that the answer broke off
             pass
-        finally:
-            REQUESTS.labels(known, str(status)).inc()
-            SECONDS.labels(known).observe(time.perf_counter() - started)
 
     async def _ask(self, model: str, scope: Scope, body: bytes, hangup: Hangup) -> tuple[str, Exchange]:
         """Send the request to the engine of `model` until an answer begins."""

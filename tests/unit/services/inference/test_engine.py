@@ -14,10 +14,11 @@ import pytest
 
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
-from services.inference.launch import command, log_file, spawn
+from services.inference.launch import become, command, environment, log_file, spawn
 from services.inference.settings import InferenceSettings
 from understudy.child import Child
 from understudy.contracts import Artifact
+from understudy.errors import Invalid
 from understudy.models import PLAIN_TEMPLATE, Base, resolve
 from understudy.ports import free_ports
 
@@ -139,6 +140,36 @@ def test_the_command_line_follows_base_and_settings(settings: InferenceSettings)
     assert (option["--revision"], option["--tokenizer-revision"]) == ("abc", "abc")
     assert option["--chat-template"] == str(PLAIN_TEMPLATE)
     assert option["--max-model-len"] == "1024"
+
+
+def test_on_a_gpu_the_engine_is_ready_for_adapters_and_nothing_holds_it_back(settings: InferenceSettings) -> None:
+    base = resolve("tiny", settings.models)
+    gpu = settings.model_copy(update={"engine_device": "cuda", "engine_dtype": "auto"})
+    on_cpu, on_gpu = (command(base, each, 1234, 16) for each in (settings, gpu))
+
+    def lora(line: list[str]) -> list[str]:
+        return line[line.index("--enable-lora") : line.index("--lora-target-modules") + 20]
+
+    assert lora(on_cpu) == lora(on_gpu)
+    assert "--enforce-eager" in on_cpu
+    assert "--enforce-eager" not in on_gpu
+    assert dict(itertools.pairwise(on_gpu))["--gpu-memory-utilization"] == "0.45"
+    assert environment(base, settings)["TORCH_COMPILE_DISABLE"] == "1"
+    assert "TORCH_COMPILE_DISABLE" not in environment(base, gpu)
+
+
+def test_an_engine_of_its_own_has_the_options_of_ours_and_answers_other_machines(
+    settings: InferenceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[tuple[str, list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda *call: became.append(call))
+    become(settings.model_copy(update={"base": "tiny", "host": "0.0.0.0", "port": 8000, "max_lora_rank": 20}))
+    [(program, line, env)] = became
+    assert program == line[0] == sys.executable
+    assert line == command(resolve("tiny", settings.models), settings, 8000, 32, host="0.0.0.0")
+    assert env.items() >= environment(resolve("tiny", settings.models), settings).items()
+    with pytest.raises(Invalid, match="UNDERSTUDY_BASE is not set"):
+        become(settings)
 
 
 def test_a_hub_name_makes_one_log_file(settings: InferenceSettings) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from prometheus_client import REGISTRY
 
-from services.inference.gateway import Gateway
+from services.inference.gateway import COMPLETIONS, Gateway
 from understudy.health import NotFound
 from understudy.ports import free_ports
 
@@ -295,3 +296,58 @@ async def test_a_service_that_is_down_is_named() -> None:
         answer = await client.get("/v1/evals")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
         assert "evals" in answer.json()["error"]["message"]
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"understudy_gateway_{name}", labels) or 0.0
+
+
+async def test_requests_are_counted_by_family_and_class_of_code() -> None:
+    def counts() -> dict[tuple[str, str], float]:
+        ways = ((CHAT, "2xx"), (CHAT, "4xx"), (CHAT, "5xx"), ("/v1/files", "5xx"), ("own", "2xx"))
+        return {(family, code): metric("requests_total", family=family, code=code) for family, code in ways}
+
+    (nobody,) = free_ports(1)
+    async with (
+        serving(echo("one")) as one,
+        gateway(Routes({"a": one, "b": None}), hold=0, files=f"http://127.0.0.1:{nobody}") as client,
+    ):
+        before, took = counts(), metric("request_seconds_count", family=CHAT)
+        await client.post(CHAT, json={"model": "a"})
+        await client.post(CHAT, json={"model": "nobody-has-it"})
+        await client.post(CHAT, json={"model": "b"})
+        await client.get("/v1/files/file-1")
+        await client.get("/one/of/very/many/paths")
+        assert {way: count - before[way] for way, count in counts().items()} == dict.fromkeys(before, 1)
+        assert metric("request_seconds_count", family=CHAT) - took == 3
+        families = {s.labels["family"] for m in REGISTRY.collect() for s in m.samples if "family" in s.labels}
+        assert families <= COMPLETIONS | {"/v1/files", "/v1/runs", "/v1/evals", "own"}, "a label per path would grow"
+
+
+async def test_the_first_token_of_a_stream_is_timed_and_the_request_is_in_flight_till_its_end() -> None:
+    go_on = asyncio.Event()
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        await read(receive)
+        kind = b"text/event-stream" if scope["path"] == CHAT else b"application/json"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await asyncio.sleep(0.05)
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"data: 2\n\n"})
+
+    def first(what: str, family: str = CHAT) -> float:
+        return metric(f"first_token_seconds_{what}", family=family)
+
+    async with serving(engine) as url, gateway(Routes({"a": url})) as client:
+        count, total = first("count"), first("sum")
+        async with client.stream("POST", CHAT, json={"model": "a", "stream": True}) as answer:
+            await anext(answer.aiter_raw())
+            assert first("count") - count == 1
+            assert 0.05 <= first("sum") - total < 2
+            assert metric("requests_in_flight", family=CHAT) == 1
+            go_on.set()
+        assert first("count") - count == 1
+        await client.post("/v1/completions", json={"model": "a"})
+        assert first("count", "/v1/completions") == 0
+    assert metric("requests_in_flight", family=CHAT) == 0
