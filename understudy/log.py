@@ -20,7 +20,7 @@ def configure(service: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(f"%(asctime)s %(levelname)s {service} %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "openai", "asyncio"):
+    for noisy in ("httpx", "httpx2", "httpcore", "openai", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
     # kafka-python says each failed attempt to connect three times, at every level up to ERROR.
     for noisy in ("kafka.net.transport", "kafka.net.connection", "kafka.consumer", "kafka.producer"):

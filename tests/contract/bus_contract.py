@@ -292,14 +292,19 @@ class BusContract:
         slow.commit(held)
 
     def test_lag_counts_what_a_group_has_not_done(self, bus: Bus) -> None:
+        maker, reader = bus.subscribe("datagen", [TOPIC], "m"), bus.subscribe("evaluator", ["report-published"], "m")
         for number in range(7):
             bus.publish(request(f"r{number}"))
-        member = bus.subscribe("datagen", [TOPIC, "report-published"], "m")
         for number in range(3):
-            member.commit(taken(member), [RunFailed(run=str(number), station="datagen", reason="x")])
-        assert bus.lag("datagen")[TOPIC] == 4
-        assert len(drain(member)) == 4 + 3
-        assert bus.lag("datagen") == {TOPIC: 0, "report-published": 0}
+            facts: list[Message] = [RunFailed(run=str(number), station="datagen", reason="x")] * 2
+            maker.commit(taken(maker), facts)
+        for _ in range(2):
+            reader.commit(taken(reader))
+        assert bus.lag("datagen") == {TOPIC: 4}
+        assert bus.lag("evaluator") == {"report-published": 4}
+        assert len(drain(maker)) == len(drain(reader)) == 4
+        assert bus.lag("datagen") == {TOPIC: 0}
+        assert bus.lag("evaluator") == {"report-published": 0}
         assert bus.lag("nobody") == {}
 
     def test_any_bytes_can_lie_on_the_bus(self, bus: Bus) -> None:
@@ -312,11 +317,11 @@ class BusContract:
         """Append what is no message, as anybody can who reaches the bus."""
         raise NotImplementedError
 
-    def test_twenty_kills_lose_and_double_nothing(self, connect: Callable[[], Bus]) -> None:
+    def test_ten_kills_lose_and_double_nothing(self, connect: Callable[[], Bus]) -> None:
         bus = connect()
         script = WORKER.replace("{dial}", self.dial.format(where=self.where(bus)))
         dice = random.Random(7)
-        for kill in range(20):
+        for kill in range(10):
             for number in range(10):
                 bus.publish(request(f"r{kill}-{number}"))
             with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as worker:
@@ -331,4 +336,4 @@ class BusContract:
                 drained.commit(record, [RunFailed(run=run, station="datagen", reason=str(part)) for part in range(3)])
         published = [decode(record.value) for record in bus.replay(["report-published"]) if record]
         parts = sorted((message.run, message.reason) for message in published if isinstance(message, RunFailed))
-        assert parts == sorted((f"r{k}-{n}", str(part)) for k in range(20) for n in range(10) for part in range(3))
+        assert parts == sorted((f"r{k}-{n}", str(part)) for k in range(10) for n in range(10) for part in range(3))

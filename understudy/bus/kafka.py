@@ -27,9 +27,8 @@ from kafka import (
     TopicPartition,
 )
 from kafka import errors as trouble
-from kafka.admin import MemberToRemove, NewTopic, OffsetSpec
+from kafka.admin import MemberToRemove, NewTopic
 from kafka.coordinator.assignors.abstract import AbstractPartitionAssignor, RebalanceProtocol
-from kafka.protocol.consumer import IsolationLevel
 from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
 
 from understudy.bus import Fenced, Record
@@ -106,33 +105,17 @@ class KafkaBus:
             return KafkaSubscription(self, group, topics, member)
 
     def replay(self, topics: Sequence[str], follow: bool = False) -> Iterator[Record | None]:
-        with self.explained("The log could not be read"), contextlib.closing(self.consumer()) as consumer:
-            partitions = self._partitions([self.prefix + topic for topic in topics])
-            consumer.assign(partitions)
-            consumer.seek_to_beginning(*partitions)
-            behind = {p: end for p, end in consumer.end_offsets(partitions).items() if end}
-            while True:
-                polled = consumer.poll(timeout_ms=200, max_records=1000)
-                for record in (record for records in polled.values() for record in records):
-                    yield self.incoming(record)
-                behind = {p: end for p, end in behind.items() if consumer.position(p) < end}
-                if not behind and not polled:
-                    if not follow:
-                        return
-                    yield None
+        with self.explained("The log could not be read"):
+            partitions = self._partitions(self.prefix + topic for topic in topics)
+            yield from self._read(dict.fromkeys(partitions, 0), follow)
 
     def lag(self, group: str) -> dict[str, int]:
         with self.explained(f"The lag of {group} could not be read"):
-            committed = self._admin.list_group_offsets({self.prefix + group: None})[self.prefix + group]
+            committed = self._committed(self.prefix + group)
             partitions = self._partitions({partition.topic for partition in committed})
-            first = self._admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
-            ends = self._admin.list_partition_offsets(
-                dict.fromkeys(partitions, OffsetSpec.LATEST), IsolationLevel.READ_COMMITTED
-            )
-        lags: Counter[str] = Counter()
-        for partition in partitions:
-            done = max(first[partition].offset, committed[partition].offset if partition in committed else 0)
-            lags[partition.topic.removeprefix(self.prefix)] += ends[partition].offset - done
+            starts = {p: committed[p].offset if p in committed else 0 for p in partitions}
+            lags = Counter(dict.fromkeys((p.topic.removeprefix(self.prefix) for p in partitions), 0))
+            lags.update(record.topic for record in self._read(starts) if record)
         return dict(lags)
 
     def close(self) -> None:
@@ -214,6 +197,42 @@ class KafkaBus:
         except trouble.TopicAlreadyExistsError:
             pass  # another service was a moment faster
         self._admin.wait_for_topics([self.prefix + topic.name for topic in TABLE], timeout_ms=int(PATIENCE * 1000))
+
+    def _read(self, starts: Mapping[TopicPartition, int], follow: bool = False) -> Iterator[Record | None]:
+        """Records from these offsets on; ends, and yields None, as `replay` does.
+
+        Offsets alone do not tell how many there are: a transaction leaves marks among them.
+        """
+        with contextlib.closing(self.consumer()) as consumer:
+            consumer.assign(starts)
+            ends = consumer.end_offsets(starts)
+            for partition, first in consumer.beginning_offsets(starts).items():
+                consumer.seek(partition, max(first, starts[partition]))
+            behind = {partition: end for partition, end in ends.items() if consumer.position(partition) < end}
+            while True:
+                polled = consumer.poll(timeout_ms=200, max_records=1000) if behind or follow else {}
+                for record in (record for records in polled.values() for record in records):
+                    yield self.incoming(record)
+                behind = {partition: end for partition, end in behind.items() if consumer.position(partition) < end}
+                if not behind and not polled:
+                    if not follow:
+                        return
+                    yield None
+
+    def _committed(self, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What `group` has committed. On a broker that never had a group, the place for that is made only now."""
+        deadline = time.monotonic() + DELIVERY
+        while True:
+            try:
+                return dict(self._admin.list_group_offsets({group: None})[group])
+            except (
+                trouble.CoordinatorNotAvailableError,
+                trouble.NotCoordinatorError,
+                trouble.CoordinatorLoadInProgressError,
+            ):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def _partitions(self, names: Iterable[str]) -> list[TopicPartition]:
         described = self._admin.describe_topics(sorted(names))
