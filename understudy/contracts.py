@@ -161,7 +161,10 @@ class DeadLetter(Message):
     reason: str
     attempts: int
     value: str
-    """The message as it was, text."""
+    """The message as it was, text; bytes that are none are replaced."""
+    partition: int | None = None
+    offset: int | None = None
+    """Where on `topic` it lies, to the byte."""
 
 
 AnyMessage = Annotated[

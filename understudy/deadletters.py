@@ -42,6 +42,9 @@ class Letter:
     message: Message | None
     """What `value` says; None when it is unreadable."""
     status: Status
+    partition: int | None = None
+    offset: int | None = None
+    """Where on `topic` its message lies."""
 
     @property
     def variant(self) -> str:

@@ -161,6 +161,8 @@ class Loop:
                 reason=reason,
                 attempts=attempts,
                 value=record.value.decode(errors="replace"),
+                partition=record.partition,
+                offset=record.offset,
             )
         ]
         if message:

@@ -1,4 +1,7 @@
-"""How vLLM is started: its command line, environment and log. Restarts nothing (`engine.py`)."""
+"""How vLLM is started: its command line, environment and log. Restarts nothing (`engine.py`).
+
+`python -m services.inference.launch` becomes the engine of UNDERSTUDY_BASE: what a container does that holds an engine alone.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from services.inference.settings import InferenceSettings
 from understudy.child import Child
-from understudy.models import Base
+from understudy.errors import FATAL_EXIT, Invalid, UnderstudyError
+from understudy.models import Base, resolve
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
@@ -35,6 +39,10 @@ from vllm.entrypoints.launchers.api_server.entry import main
 utils.get_mp_context = lambda: multiprocessing.get_context("fork")
 main()
 """
+ON_CPU = (
+    "--distributed-executor-backend vllm.v1.executor.uniproc_executor.UniProcExecutor"
+    " --enforce-eager --max-num-seqs 32 --max-num-batched-tokens 1024"
+)
 
 
 class Process(Protocol):
@@ -64,6 +72,20 @@ def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Proc
     path = log_file(settings, base)
     if path.is_file() and path.stat().st_size > LOG_BYTES:
         path.replace(path.with_suffix(".old"))
+    return Child(command(base, settings, port, rank), log=path, env=environment(base, settings))
+
+
+def become(settings: InferenceSettings) -> NoReturn:
+    """Put the engine of `settings.base` in the place of this process. Raises `Invalid` when there is no such base."""
+    if not settings.base:
+        raise Invalid("UNDERSTUDY_BASE is not set", "Name the base model that this engine serves.")
+    base = resolve(settings.base, settings.models)
+    line = command(base, settings, settings.port, covering_rank(settings.max_lora_rank), host=settings.host)
+    os.execve(line[0], line, {**os.environ, **environment(base, settings)})
+
+
+def environment(base: Base, settings: InferenceSettings) -> dict[str, str]:
+    """What the engine needs in its environment, on top of ours."""
     env = {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -75,20 +97,25 @@ def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Proc
         "DO_NOT_TRACK": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
     }
+    if settings.engine_device == "cpu":
+        # Eager mode still compiles one small function at the first request for log-probabilities; where there is no C++ compiler,
+        # as in an image, that ends the engine.
+        env["TORCH_COMPILE_DISABLE"] = "1"
     if base.revision is None:
         env["HF_HUB_OFFLINE"] = "1"
-    return Child(command(base, settings, port, rank), log=path, env=env)
+    return env
 
 
-def command(base: Base, settings: InferenceSettings, port: int, rank: int) -> list[str]:
+def command(base: Base, settings: InferenceSettings, port: int, rank: int, host: str = "127.0.0.1") -> list[str]:
     """The engine's command line. `-P`: whatever lies in the working directory is not imported."""
-    line = [sys.executable, "-P", "-c", LAUNCH, "--host", "127.0.0.1", "--port", str(port)]
+    on_cpu = settings.engine_device == "cpu"
+    start = ["-c", LAUNCH] if on_cpu else ["-m", "vllm.entrypoints.openai.api_server"]
+    line = [sys.executable, "-P", *start, "--host", host, "--port", str(port)]
     line += ["--model", base.path, "--served-model-name", base.name, "--seed", "0"]
     line += ["--dtype", settings.engine_dtype, "--max-model-len", str(model_len(base, settings))]
     line += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "4", "--max-cpu-loras", "16"]
     line += ["--lora-target-modules", *TARGETS.split()]
-    line += ["--enforce-eager", "--max-num-seqs", "32", "--max-num-batched-tokens", "1024"]
-    line += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
+    line += ON_CPU.split() if on_cpu else ["--gpu-memory-utilization", str(settings.gpu_memory)]
     line += ["--disable-uvicorn-access-log"]
     if base.revision:
         line += ["--revision", base.revision, "--tokenizer-revision", base.revision]
@@ -115,3 +142,11 @@ def log_file(settings: InferenceSettings, base: Base) -> Path:
 def covering_rank(rank: int) -> int:
     """The smallest rank vLLM can be started with that covers `rank`."""
     return next((allowed for allowed in RANKS if allowed >= rank), RANKS[-1])
+
+
+if __name__ == "__main__":
+    try:
+        become(InferenceSettings())
+    except UnderstudyError as error:
+        print(f"engine: {error}", file=sys.stderr)
+        sys.exit(FATAL_EXIT)

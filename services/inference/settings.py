@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class InferenceSettings(Settings):
 
     engine_url: HttpUrl = ""
     """An engine that runs elsewhere and reads the same cache folder. Empty: engines are our children."""
+    engine_device: Literal["cpu", "cuda"] = "cpu"
+    """What engines compute on."""
     engine_threads: int = Field(default=max(1, min(16, (os.cpu_count() or 1) // 2)), ge=1, le=256)
     """CPU threads of an engine, not pinned. Half of the cores: threads that wait for one another beside a training that
     has the other half are slower than one alone (6x on two cores)."""
@@ -41,6 +43,9 @@ class InferenceSettings(Settings):
     max_lora_rank: int = Field(default=16, ge=1)
     """Rank that engines are ready for; one that meets a larger adapter restarts once with that."""
     kv_cache_gib: int = Field(default=1, ge=1)
+    """Of an engine on a CPU."""
+    gpu_memory: float = Field(default=0.45, gt=0, le=1)
+    """Share of a GPU's memory that an engine takes for itself: the trainer may want the rest of the same one."""
     gate_tolerance: float = Field(default=0.05, gt=0)
     """Nats that engine and trainer may differ by in a token's log-probability, on average over an adapter's probes.
     See `gate.py` for what was measured."""

@@ -80,7 +80,7 @@ def show(
         print(json.dumps(_plain(found), indent=1))
         return
     out = output()
-    for name in ("id", "status", "run", "variant", "topic", "station", "attempts"):
+    for name in ("id", "status", "run", "variant", "topic", "partition", "offset", "station", "attempts"):
         out.print(f"{name:9} {getattr(found, name)}")
     out.print(f"{'when':9} {_when(found)}")
     out.print(f"\nreason\n{textwrap.indent(found.reason, '  ')}", soft_wrap=True)
