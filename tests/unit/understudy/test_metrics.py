@@ -82,8 +82,8 @@ def test_every_attempt_is_counted_by_how_it_ended(bus: EmbeddedBus) -> None:
 
 def test_all_counts_begin_at_zero(bus: EmbeddedBus) -> None:
     """A rule on an increase would miss the first dead letter if the series began with it."""
-    Loop(bus, "evaluator", {c.ModelServed: lambda _: iter(())})
-    labels = {"station": "evaluator", "topic": "model-served", "outcome": "dead_letter"}
+    Loop(bus, "trainer", {c.ReportPublished: lambda _: iter(())})  # a pair that no other test touches
+    labels = {"station": "trainer", "topic": "report-published", "outcome": "dead_letter"}
     assert REGISTRY.get_sample_value("understudy_message_attempts_total", labels) == 0
 
 
