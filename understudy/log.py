@@ -23,6 +23,12 @@ def configure(service: str, level: str) -> None:
     for noisy in ("httpx", "httpx2", "httpcore", "openai", "asyncio"):
         logging.getLogger(noisy).setLevel("WARNING")
     # kafka-python says each failed attempt to connect three times, at every level up to ERROR.
-    for noisy in ("kafka.net.transport", "kafka.net.connection", "kafka.consumer", "kafka.producer"):
+    for noisy in (
+        "kafka.net.transport",
+        "kafka.net.connection",
+        "kafka.net.selector",
+        "kafka.consumer",
+        "kafka.producer",
+    ):
         logging.getLogger(noisy).setLevel("CRITICAL")
     logging.getLogger("kafka").setLevel("WARNING")
