@@ -62,7 +62,7 @@ def _wait_ready(engine: Engine, trained: ModelTrained) -> Iterator[Progress]:
     started = time.monotonic()
     while not engine.wait_ready(1.0):
         if engine.failure:
-            raise Invalid(engine.failure, "Repair that and wait until it is up, then replay the dead letter or start the run afresh.")
+            raise Invalid(engine.failure, "Repair that, then replay the dead letter once the engine is up.")
         yield _progress(trained, "starting the engine", elapsed_seconds=round(time.monotonic() - started, 1))
 
 
