@@ -111,9 +111,14 @@ def _keep(lifeline: int, command: Sequence[str]) -> int:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_keeper)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
+    signs = (
+        select.poll()
+    )  # not select(), which ends at descriptor 1024: the lifeline has the number it has in the parent
+    signs.register(lifeline, select.POLLIN)
+    signs.register(wake_read, select.POLLIN)
     code: int | None = None
     while code is None:
-        ready, _, _ = select.select([lifeline, wake_read], [], [])
+        ready = {descriptor for descriptor, _ in signs.poll()}
         if wake_read in ready:
             os.read(wake_read, 512)
         if lifeline in ready:  # nothing is ever written there: readable means closed

@@ -70,18 +70,24 @@ class Loop:
         with ThreadPoolExecutor(1, thread_name_prefix=f"{self.station}-handler") as worker:
             try:
                 while not self.stop.is_set():
-                    if record := subscription.poll(timeout=0.5):
-                        with self.meter.in_hand(record):
-                            try:
-                                outcome = self._deliver(record, subscription, worker)
-                            except Fenced:
-                                outcome = "fenced"
-                                log.warning("went to another member; dropping this delivery", extra=_context(record))
-                        self.meter.ended(record, outcome)
+                    try:
+                        if record := subscription.poll(timeout=0.5):
+                            self.meter.ended(record, self._take(record, subscription, worker))
+                    except Transient as error:  # of the bus itself; what was not committed comes again
+                        log.warning("%s", error)
+                        self.stop.wait(self.backoff)
             except Stopped:
                 pass
             finally:
                 subscription.close()
+
+    def _take(self, record: Record, subscription: Subscription, worker: ThreadPoolExecutor) -> Outcome:
+        with self.meter.in_hand(record):
+            try:
+                return self._deliver(record, subscription, worker)
+            except Fenced:
+                log.warning("went to another member; dropping this delivery", extra=_context(record))
+                return "fenced"
 
     def _deliver(self, record: Record, subscription: Subscription, worker: ThreadPoolExecutor) -> Outcome:
         """One record to its end, or left for redelivery (raises Stopped, Fatal, Fenced)."""

@@ -35,6 +35,8 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=500
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=400
 {more}
 """
 
@@ -77,9 +79,14 @@ class Broker:
     def kill(self) -> None:
         """As a power cut would."""
         if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the broker's process."""
+        assert self._process
+        os.killpg(self._process.pid, number)
 
     def __enter__(self) -> Broker:
         self.start()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import kafka_broker
@@ -15,13 +16,14 @@ import pytest
 from bus_contract import TOPIC, BusContract, request, run_of, taken
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import KafkaTimeoutError
 
 from understudy.bus import Bus, Fenced, Record, Subscription
 from understudy.bus.connect import connect as connect_bus
 from understudy.bus.connect import security
 from understudy.bus.kafka import KafkaBus, KafkaSubscription
 from understudy.contracts import RunFailed, decode
-from understudy.errors import Fatal
+from understudy.errors import Fatal, Transient
 from understudy.settings import Settings
 from understudy.topics import TABLE
 
@@ -47,13 +49,22 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def connect(servers: str) -> Iterator[Callable[[], KafkaBus]]:
     """Opens connections to topics of this test's own."""
-    prefix, buses = f"test-{uuid.uuid4().hex[:8]}-", []
+    prefix, buses, members = f"test-{uuid.uuid4().hex[:8]}-", [], []
+
+    class Tracked(KafkaBus):
+        def subscribe(self, group: str, topics: Sequence[str], member: str) -> KafkaSubscription:
+            members.append(super().subscribe(group, topics, member))
+            return members[-1]
 
     def open_one() -> KafkaBus:
-        buses.append(KafkaBus(servers, prefix=prefix, session=SESSION, poll_interval=SESSION, busy=0.5))
+        buses.append(Tracked(servers, prefix=prefix, session=SESSION, poll_interval=SESSION, busy=0.5))
         return buses[-1]
 
     yield open_one
+    for member in members:  # those that died in a test too: their threads would go on until the end of the suite
+        with contextlib.suppress(KafkaTimeoutError):
+            member._producer.close(timeout=0)
+        member._consumer.close(autocommit=False, timeout_ms=100)
     for bus in buses:
         bus.close()
 
@@ -89,6 +100,32 @@ def test_two_processes_of_one_name_are_told_apart(connect: Callable[[], KafkaBus
     assert run_of(taken(second)) == "a"
 
 
+@pytest.mark.parametrize("went_through", [True, False])
+def test_a_commit_whose_outcome_is_open_is_settled(
+    went_through: bool, connect: Callable[[], KafkaBus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = connect()
+    bus.publish(request("a"))
+    member = bus.subscribe("datagen", [TOPIC], "m")
+    record, outputs = taken(member), [RunFailed(run="a", station="datagen", reason="x")]
+    commit = member._producer.commit_transaction
+
+    def no_answer() -> None:
+        if went_through:
+            commit()
+        raise KafkaTimeoutError("the answer was lost")
+
+    monkeypatch.setattr(member._producer, "commit_transaction", no_answer)
+    if went_through:
+        member.commit(record, outputs)
+    else:
+        with pytest.raises(Transient):
+            member.commit(record, outputs)
+        member.commit(record, outputs)
+    assert len([each for each in bus.replay(["report-published"]) if each]) == 1
+    assert bus.lag("datagen")[TOPIC] == 0
+
+
 def test_topics_are_made_from_the_table(servers: str, connect: Callable[[], KafkaBus]) -> None:
     bus, admin = connect(), KafkaAdminClient(bootstrap_servers=servers)
     made = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
@@ -106,13 +143,26 @@ def test_topics_are_made_from_the_table(servers: str, connect: Callable[[], Kafk
     ]
 
 
+def test_work_longer_than_the_poll_interval_causes_no_rebalance(connect: Callable[[], KafkaBus]) -> None:
+    bus = connect()
+    bus.publish(request("long"))
+    member = bus.subscribe("datagen", [TOPIC], "m")
+    record, before = taken(member), member._consumer.group_metadata()
+    ends = time.monotonic() + 3 * SESSION  # three times the poll interval of these tests
+    while time.monotonic() < ends:
+        member.keep_alive()
+        time.sleep(0.1)
+    member.commit(record, [RunFailed(run="long", station="datagen", reason="done")])
+    assert member._consumer.group_metadata() == before
+
+
 def test_a_new_member_moves_no_more_than_it_gets(connect: Callable[[], KafkaBus]) -> None:
     first = connect().subscribe("datagen", [TOPIC], "one")
     first.poll(0.5)
     kept: list[set[int]] = [{p.partition for p in first._consumer.assignment()}]
     second = connect().subscribe("datagen", [TOPIC], "two")
     deadline = time.monotonic() + 20
-    joined = threading.Thread(target=lambda: [second.poll(0.2) for _ in range(40)])
+    joined = threading.Thread(target=lambda: [second.poll(0.2) for _ in range(25)])
     joined.start()
     while joined.is_alive():
         first.poll(0.1)
@@ -142,8 +192,8 @@ def test_a_killed_broker_comes_back_and_everything_goes_on(tmp_path: Path) -> No
         def work() -> None:
             member = bus.subscribe("datagen", [TOPIC], "m")
             while not stop.is_set():
-                if record := member.poll(0.2):
-                    with contextlib.suppress(Fenced):  # it comes again
+                with contextlib.suppress(Fenced, Transient):  # it comes again
+                    if record := member.poll(0.2):
                         member.commit(record, [RunFailed(run=run_of(record), station="datagen", reason="done")])
             member.close()
 
@@ -174,6 +224,26 @@ def test_a_killed_broker_comes_back_and_everything_goes_on(tmp_path: Path) -> No
 
 
 @needs_own_broker
+def test_what_a_frozen_broker_does_not_take_is_given_back_and_the_next_message_goes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = kafka_broker.home()
+    assert home
+    monkeypatch.setattr("understudy.bus.kafka.DELIVERY", 2.0)
+    with kafka_broker.Broker(home, tmp_path / "broker") as broker:
+        bus = KafkaBus(broker.servers)
+        bus.publish(request("before"))
+        broker.send(signal.SIGSTOP)
+        with pytest.raises(Transient, match="could not be published"):
+            bus.publish(request("meanwhile"))
+        broker.send(signal.SIGCONT)
+        bus.publish(request("after"))
+        seen = [run_of(record) for record in bus.replay([TOPIC]) if record]
+        assert set(seen) - {"meanwhile"} == {"before", "after"}
+        bus.close()
+
+
+@needs_own_broker
 def test_sasl_and_tls_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = kafka_broker.home()
     assert home
@@ -195,7 +265,7 @@ def test_sasl_and_tls_come_from_the_environment(tmp_path: Path, monkeypatch: pyt
         bus.close()
         monkeypatch.setenv("UNDERSTUDY_KAFKA_SASL_PLAIN_PASSWORD", "wrong")
         with pytest.raises(Fatal, match="Invalid username or password"):
-            KafkaBus(servers, security(os.environ), patience=8)
+            KafkaBus(servers, security(os.environ), patience=5)
 
 
 def test_nobody_there_is_said_with_the_address() -> None:

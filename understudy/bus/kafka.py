@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,16 +90,21 @@ class KafkaBus:
         with self.explained(f"Kafka at {servers} did not let us in"):
             self._admin = self._reach(patience)
             self._create_topics()
-            self._producer = KafkaProducer(
-                **self._common,
-                **PRODUCING,
-                request_timeout_ms=int(DELIVERY / 2 * 1000),
-                delivery_timeout_ms=int(DELIVERY * 1000),
-            )
+        self._publisher: KafkaProducer | None = None
+        self._lock = threading.Lock()
 
     def publish(self, message: Message) -> None:
         with self.explained(f"{topic_of(message).name} could not be published"):
-            self._producer.send(**self.outgoing(message)).get(timeout=DELIVERY)
+            with self._lock:
+                producer = self._publisher = self._publisher or self._new_publisher()
+            try:
+                producer.send(**self.outgoing(message)).get(timeout=DELIVERY)
+            except trouble.KafkaTimeoutError:
+                # Once a message that it had sent expires, kafka-python's producer may never send again.
+                with self._lock:
+                    self._publisher = None if self._publisher is producer else self._publisher
+                _close(producer)
+                raise
 
     def subscribe(self, group: str, topics: Sequence[str], member: str) -> KafkaSubscription:
         with self.explained(f"{member} could not join"):
@@ -119,7 +125,8 @@ class KafkaBus:
         return dict(lags)
 
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        if self._publisher:
+            _close(self._publisher)
         self._admin.close()
 
     def consumer(self, **options: Any) -> KafkaConsumer:
@@ -143,6 +150,15 @@ class KafkaBus:
         )
         producer.init_transactions()
         return producer
+
+    def _new_publisher(self) -> KafkaProducer:
+        return KafkaProducer(
+            **self._common,
+            **PRODUCING,
+            bootstrap_timeout_ms=int(DELIVERY * 1000),
+            request_timeout_ms=int(DELIVERY / 2 * 1000),
+            delivery_timeout_ms=int(DELIVERY * 1000),
+        )
 
     def outgoing(self, message: Message) -> dict[str, Any]:
         """What a producer is to send for `message`."""
@@ -278,7 +294,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._told = False
         self._positions: dict[TopicPartition, OffsetAndMetadata] = {}
         """What is committed of the partitions we have, as far as we asked."""
-        self._producer = bus.producer(f"{self._group}.{member}")
+        self._producer = bus.producer(f"{self._group}.{self._member}")
         self._consumer = bus.consumer(
             group_id=self._group,
             group_instance_id=member,
@@ -342,7 +358,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._ask_anew_if_told_otherwise()
 
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        _close(self._producer)
         self._consumer.close(autocommit=False, timeout_ms=5000)
         if not self._replaced:
             with contextlib.suppress(trouble.KafkaError):
@@ -371,13 +387,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         with self._bus.explained(f"{self._group} could not be polled"):
             try:
                 self._ask_anew_if_told_otherwise()
-                self._consumer.pause(
-                    *self._consumer.assignment()
-                )  # not in `poll`: quick work need not stop the fetching
+                # Not in `poll`: quick work need not stop the fetching.
+                self._consumer.pause(*self._consumer.assignment())
                 self._consumer.poll(timeout_ms=50)
-                if (
-                    self._hand and not self._lost
-                ):  # kafka-python does not say that somebody came under our name: a commit does
+                # kafka-python does not say that somebody came under our name: a commit does.
+                if self._hand and not self._lost:
                     self._commit(*self._hand, self._position(self._hand[0]).metadata)
             except MOVED:
                 pass
@@ -413,17 +427,24 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _transact(self, partition: TopicPartition, offset: int, outputs: Sequence[Message]) -> None:
         position = OffsetAndMetadata(offset)
-        self._producer.begin_transaction()
         try:
+            self._producer.begin_transaction()
             for message in outputs:
                 self._producer.send(**self._bus.outgoing(message))
             self._producer.send_offsets_to_transaction({partition: position}, self._consumer.group_metadata())
             self._producer.commit_transaction()
         except REPLACED:
             raise
-        except BaseException:
+        except MOVED:
             self._producer.abort_transaction()
             raise
+        except trouble.KafkaError:
+            # Whether it went through is open. A new producer of our name brings the broker to finish it, one way or the other.
+            failed, self._producer = self._producer, self._bus.producer(f"{self._group}.{self._member}")
+            _close(failed)
+            self._positions.pop(partition, None)
+            if self._position(partition).offset != offset:
+                raise
         self._positions[partition] = position
 
     def _pass_marks(self) -> None:
@@ -485,6 +506,12 @@ class _Refusals(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if "connection to" in (said := record.getMessage()):
             self.reasons[said.split("failed: ", 1)[-1].split(" (backoff")[0]] = None
+
+
+def _close(producer: KafkaProducer) -> None:
+    """Even when what it still holds cannot be sent any more."""
+    with contextlib.suppress(trouble.KafkaError):
+        producer.close(timeout=2)
 
 
 def _member(metadata: ConsumerProtocolSubscription) -> Member:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -143,3 +144,19 @@ def test_kill_9_of_anyone_ends_them_all(tmp_path: Path, victim: str) -> None:
     for pid in family:
         if alive(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_parent_with_thousands_of_open_files_has_children_all_the_same(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        child = Child([sys.executable, "-c", "raise SystemExit(3)"], log=tmp_path / "log")
+        deadline = time.monotonic() + 20
+        while child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert child.poll() == 3
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
