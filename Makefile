@@ -20,7 +20,7 @@ up: $(STAMP) ## keep the four services up at http://127.0.0.1:8000
 	@$(BIN)/understudy up
 
 test: $(STAMP) lint types ## everything CI runs
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile # half of the tests wait for something: brokers, engines, timeouts
 
 test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME (an unpacked Apache Kafka; needs Java)
 	@test -n "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_HOME" || { echo "Set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka."; exit 1; }

@@ -72,6 +72,8 @@ class BusContract:
     bus, on which a silent member is given up after at most `session` seconds."""
 
     session: float
+    kills = 20
+    """How many times a worker is killed in the middle of its work."""
     dial: str
     """A Python expression that connects, evaluated in another process; `{where}` is what `where` returns."""
 
@@ -317,11 +319,11 @@ class BusContract:
         """Append what is no message, as anybody can who reaches the bus."""
         raise NotImplementedError
 
-    def test_ten_kills_lose_and_double_nothing(self, connect: Callable[[], Bus]) -> None:
+    def test_kills_lose_and_double_nothing(self, connect: Callable[[], Bus]) -> None:
         bus = connect()
         script = WORKER.replace("{dial}", self.dial.format(where=self.where(bus)))
         dice = random.Random(7)
-        for kill in range(10):
+        for kill in range(self.kills):
             for number in range(10):
                 bus.publish(request(f"r{kill}-{number}"))
             with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as worker:
@@ -336,4 +338,6 @@ class BusContract:
                 drained.commit(record, [RunFailed(run=run, station="datagen", reason=str(part)) for part in range(3)])
         published = [decode(record.value) for record in bus.replay(["report-published"]) if record]
         parts = sorted((message.run, message.reason) for message in published if isinstance(message, RunFailed))
-        assert parts == sorted((f"r{k}-{n}", str(part)) for k in range(10) for n in range(10) for part in range(3))
+        assert parts == sorted(
+            (f"r{k}-{n}", str(part)) for k in range(self.kills) for n in range(10) for part in range(3)
+        )
