@@ -4,20 +4,19 @@ Our own can be killed and started again on its data. Does not install Kafka."""
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from understudy.ports import free_ports
 
+CLUSTER = "dW5kZXJzdHVkeS10ZXN0cw"
 CONFIG = """
 process.roles=broker,controller
 node.id=1
@@ -53,8 +52,7 @@ class Broker:
         (folder / "server.properties").write_text(
             CONFIG.format(port=port, controller=controller, folder=folder, listeners=listeners, more=more)
         )
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        self._run("kafka-storage.sh", "format", "--standalone", "-t", cluster, "-c", str(folder / "server.properties"))
+        self._run("kafka-storage.sh", "format", "--standalone", "-t", CLUSTER, "-c", str(folder / "server.properties"))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
