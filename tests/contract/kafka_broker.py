@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from understudy.ports import free_ports
 
 CLUSTER = "dW5kZXJzdHVkeS10ZXN0cw"
@@ -132,3 +134,15 @@ def home() -> Path | None:
     """An unpacked Apache Kafka, if KAFKA_HOME names one and there is Java to run it."""
     named = os.environ.get("KAFKA_HOME", "")
     return Path(named).resolve() if named and shutil.which("java") else None
+
+
+@contextmanager
+def any_broker(folder: Path) -> Iterator[str]:
+    """Bootstrap servers of the named broker, else of one of our own in `folder`; skips the test when there is neither."""
+    if named := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        yield named
+    elif found := home():
+        with Broker(found, folder) as broker:
+            yield broker.servers
+    else:
+        pytest.skip("no broker: set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka")

@@ -37,13 +37,8 @@ needs_own_broker = pytest.mark.skipif(kafka_broker.home() is None, reason="needs
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a real broker."""
-    if NAMED:
-        yield NAMED
-    elif home := kafka_broker.home():
-        with kafka_broker.Broker(home, tmp_path_factory.mktemp("kafka") / "broker") as broker:
-            yield broker.servers
-    else:
-        pytest.skip("no broker: set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka")
+    with kafka_broker.any_broker(tmp_path_factory.mktemp("kafka") / "broker") as found:
+        yield found
 
 
 @pytest.fixture

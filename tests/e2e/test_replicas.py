@@ -93,18 +93,10 @@ class Replicas:
 
 @pytest.fixture
 def replicas(tmp_path: Path) -> Iterator[Replicas]:
-    home, named = kafka_broker.home(), os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
-    if not home and not named:
-        pytest.skip("no broker: set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka")
-    if named:
-        group = Replicas(named, tmp_path / "data")
+    with kafka_broker.any_broker(tmp_path / "broker") as servers:
+        group = Replicas(servers, tmp_path / "data")
         yield group
         group.close()
-    elif home:
-        with kafka_broker.Broker(home, tmp_path / "broker") as broker:
-            group = Replicas(broker.servers, tmp_path / "data")
-            yield group
-            group.close()
 
 
 def test_replicas_share_hand_over_and_double_nothing(

@@ -11,24 +11,22 @@ from understudy.errors import Fatal
 from understudy.settings import Settings
 
 PREFIX = "UNDERSTUDY_KAFKA_"
-SECURITY = (
-    {"security_protocol"}
-    | {
-        f"ssl_{option}"
-        for option in ("cafile", "certfile", "keyfile", "password", "crlfile", "ciphers", "check_hostname")
-    }
-    | {
-        f"sasl_{option}"
-        for option in (
-            "mechanism",
-            "plain_username",
-            "plain_password",
-            "kerberos_name",
-            "kerberos_service_name",
-            "kerberos_domain_name",
-        )
-    }
-)
+SECURITY = {
+    "security_protocol",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+    "ssl_crlfile",
+    "ssl_ciphers",
+    "ssl_check_hostname",
+    "sasl_mechanism",
+    "sasl_plain_username",
+    "sasl_plain_password",
+    "sasl_kerberos_name",
+    "sasl_kerberos_service_name",
+    "sasl_kerberos_domain_name",
+}
 """kafka-python's options that are read from the environment, e.g. UNDERSTUDY_KAFKA_SASL_MECHANISM."""
 
 
