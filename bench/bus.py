@@ -19,11 +19,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from understudy.bus import Bus
-from understudy.bus.connect import connect
-from understudy.contracts import Message, RunFailed, RunRequested
+from understudy.belt.bus import Bus
+from understudy.belt.bus.connect import connect
+from understudy.belt.contracts import Message, RunFailed, RunRequested
+from understudy.belt.loop import Loop
 from understudy.recipe import Dataset, Recipe
-from understudy.service import Loop
 from understudy.settings import Settings
 
 PUBLISHER = "import sys, bench.bus; bench.bus.publish(int(sys.argv[1]))"

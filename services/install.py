@@ -61,7 +61,7 @@ def main() -> None:
 
     # `understudy topics` and the like inside a container; the package itself is found by PYTHONPATH.
     command = VENV / "bin/understudy"
-    command.write_text(f"#!{VENV}/bin/python\nfrom understudy.cli import main\n\nmain()\n", encoding="utf-8")
+    command.write_text(f"#!{VENV}/bin/python\nfrom understudy_cli import main\n\nmain()\n", encoding="utf-8")
     command.chmod(0o755)
 
 

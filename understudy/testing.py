@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from understudy.artifacts import FsspecArtifactStore
-from understudy.contracts import Message, Progress
+from understudy.belt.contracts import Message, Progress
+from understudy.store.artifacts import FsspecArtifactStore
 
 
 def local_store(folder: Path) -> FsspecArtifactStore:

@@ -2,7 +2,7 @@
 
 from services.datagen.bootstrap import build
 from services.datagen.settings import DatagenSettings
-from understudy.host import serve
+from understudy.service.host import serve
 
 if __name__ == "__main__":
     serve("datagen", DatagenSettings(), build)

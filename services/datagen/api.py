@@ -22,12 +22,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.datagen.files import FileCard, Files, Purpose
 from services.datagen.pools import Pools, wanted
-from understudy import models, recipe
-from understudy.bus import Bus
-from understudy.contracts import RunRequested
+from understudy import bases as models
+from understudy import recipe
+from understudy.belt.bus import Bus
+from understudy.belt.contracts import RunRequested
+from understudy.belt.folds.runs import Ledger, RunState
 from understudy.errors import Invalid, Transient
-from understudy.health import NotFound
-from understudy.ledger import Ledger, RunState
+from understudy.service.web import NotFound
 
 FORM_OVERHEAD = 64 * 1024
 """Bytes of a multipart body that are not the file."""

@@ -9,7 +9,7 @@ from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Sources
-from understudy.host import Kernel, Service
+from understudy.service.host import Kernel, Service
 
 
 def build(settings: DatagenSettings, kernel: Kernel) -> Service:

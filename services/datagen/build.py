@@ -18,10 +18,10 @@ from services.datagen.pools import Pool, Say, paced, reasons
 from services.datagen.splits import choose_rest
 from services.datagen.templates import chance, instruct
 from understudy import recipe
-from understudy.contracts import Progress
+from understudy.belt.contracts import Progress
+from understudy.belt.scratch import forget, take_up
 from understudy.errors import Invalid
 from understudy.records import SPLITS, DatasetCard, Example, Provenance, Rejected, Turn, write_jsonl
-from understudy.work import forget, take_up
 
 Made = dict[int, Example | Rejected]
 """Row in the source -> what became of it."""

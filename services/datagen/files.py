@@ -19,9 +19,9 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel
 
-from understudy.artifacts import ArtifactStore
 from understudy.errors import Invalid, disk_full
-from understudy.health import NotFound
+from understudy.service.web import NotFound
+from understudy.store.artifacts import ArtifactStore
 
 Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 MAX_NAME_BYTES = 200

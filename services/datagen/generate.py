@@ -26,12 +26,12 @@ from services.datagen.budget import Budget
 from services.datagen.filters import Candidate
 from services.datagen.templates import chance
 from understudy import recipe
-from understudy.contracts import Progress
+from understudy.belt.contracts import Progress
 from understudy.errors import Invalid, Transient
 from understudy.records import Record, Turn, resume_jsonl
 
 if TYPE_CHECKING:
-    from understudy.chat import ChatClient, Completion
+    from understudy.llm.chat import ChatClient, Completion
 
 SPEND = Counter("understudy_datagen_spend_usd", "What the language model cost, by the recipes' prices, in US dollars")
 MAX_REFUSED = 5
@@ -97,7 +97,7 @@ class Writer:
             job.result()
 
     async def _run(self, queue: deque[tuple[str, Candidate]], budget: Budget, log: int) -> None:
-        from understudy.chat import ChatClient
+        from understudy.llm.chat import ChatClient
 
         refused = silent = 0
 

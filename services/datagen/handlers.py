@@ -11,10 +11,10 @@ from functools import partial
 
 from services.datagen.build import Builder
 from services.datagen.pools import Pool, Pools, wanted
-from understudy.artifacts import ArtifactStore
-from understudy.contracts import Artifact, Message, Progress, RunRequested, TrainingRequested
+from understudy.belt.contracts import Artifact, Message, Progress, RunRequested, TrainingRequested
+from understudy.belt.loop import Handlers
 from understudy.errors import disk_full
-from understudy.service import Handlers
+from understudy.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

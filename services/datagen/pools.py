@@ -17,7 +17,7 @@ from services.datagen import filters
 from services.datagen.filters import Candidate, Sieve
 from services.datagen.sources import HUB, Row, Source, Sources
 from services.datagen.splits import choose_test
-from understudy.contracts import Progress
+from understudy.belt.contracts import Progress
 from understudy.errors import Invalid
 from understudy.recipe import Dataset, Recipe, prompts_dataset
 from understudy.records import Rejected

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.datagen.tables import Reader, Table, read_csv, read_json, read_jsonl, read_parquet
-from understudy.artifacts import ArtifactStore
 from understudy.errors import Invalid, Transient
+from understudy.store.artifacts import ArtifactStore
 
 READERS: dict[str, Reader] = {
     ".csv": read_csv,

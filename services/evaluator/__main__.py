@@ -2,7 +2,7 @@
 
 from services.evaluator.bootstrap import build
 from services.evaluator.settings import EvaluatorSettings
-from understudy.host import serve
+from understudy.service.host import serve
 
 if __name__ == "__main__":
     serve("evaluator", EvaluatorSettings(), build)

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 from services.evaluator.join import newest_report
-from understudy.artifacts import ArtifactStore
-from understudy.health import NotFound
+from understudy.service.web import NotFound
+from understudy.store.artifacts import ArtifactStore
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page holds text that models wrote: nothing in it may run, load or send anything."""

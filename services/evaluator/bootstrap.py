@@ -6,7 +6,7 @@ from services.evaluator.api import router
 from services.evaluator.handlers import Evaluator
 from services.evaluator.predict import Asker
 from services.evaluator.settings import EvaluatorSettings
-from understudy.host import Kernel, Service
+from understudy.service.host import Kernel, Service
 
 
 def build(settings: EvaluatorSettings, kernel: Kernel) -> Service:

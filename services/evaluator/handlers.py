@@ -17,8 +17,7 @@ from services.evaluator.panels import Questionnaire, card, questionnaire
 from services.evaluator.predict import TEMPERATURE, Asker, Questions, answered
 from services.evaluator.scoring import score
 from services.evaluator.stats import seed_of
-from understudy.artifacts import ArtifactStore
-from understudy.contracts import (
+from understudy.belt.contracts import (
     Artifact,
     Message,
     ModelServed,
@@ -28,9 +27,10 @@ from understudy.contracts import (
     VariantFailed,
     VariantScored,
 )
+from understudy.belt.loop import Handlers
+from understudy.belt.scratch import forget, take_up
 from understudy.records import Prediction, Score, Scores, read_jsonl, write_jsonl
-from understudy.service import Handlers
-from understudy.work import forget, take_up
+from understudy.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from understudy.artifacts import ArtifactStore
-from understudy.contracts import Artifact, VariantFailed, VariantScored
+from understudy.belt.contracts import Artifact, VariantFailed, VariantScored
+from understudy.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

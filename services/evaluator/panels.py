@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.evaluator.metrics.classification import parse_label
-from understudy.artifacts import ArtifactStore
-from understudy.contracts import Artifact
+from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid
 from understudy.recipe import Panel, Recipe, prompts_dataset
 from understudy.records import DatasetCard, Example, Prediction, read_jsonl
+from understudy.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

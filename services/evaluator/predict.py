@@ -17,7 +17,7 @@ from understudy.errors import Invalid, Transient, disk_full
 from understudy.records import Example, Prediction, Turn, resume_jsonl
 
 if TYPE_CHECKING:
-    from understudy.chat import ChatClient, Completion
+    from understudy.llm.chat import ChatClient, Completion
 
 TICK_SECONDS = 0.5
 TEMPERATURE = 0.0
@@ -100,7 +100,7 @@ class _Job:
     done: int = 0
 
     async def run(self, asker: Asker) -> None:
-        from understudy.chat import ChatClient  # loads the SDK, which takes a second
+        from understudy.llm.chat import ChatClient  # loads the SDK, which takes a second
 
         async with ChatClient(asker.base_url, concurrency=asker.concurrency, tries=asker.tries) as chat:
             try:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import httpx
 
-from understudy.contracts import Artifact, ModelTrained
+from understudy.belt.contracts import Artifact, ModelTrained
 from understudy.errors import Invalid, Transient, UnderstudyError
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from services.inference.fleet import Fleet, Model
-from understudy.health import NotFound
+from understudy.service.web import NotFound
 
 
 def router(fleet: Fleet) -> APIRouter:

@@ -7,7 +7,7 @@ from services.inference.fleet import Fleet
 from services.inference.gateway import Gateway
 from services.inference.handlers import Inference
 from services.inference.settings import InferenceSettings
-from understudy.host import Kernel, Service
+from understudy.service.host import Kernel, Service
 
 
 def build(settings: InferenceSettings, kernel: Kernel) -> Service:

@@ -21,6 +21,7 @@ RUN useradd --uid 10001 --create-home understudy && install -d -o understudy -g 
 ENV PYTHONUNBUFFERED=1 UNDERSTUDY_DATA=/data UNDERSTUDY_HOST=0.0.0.0 UNDERSTUDY_PORT=8000
 WORKDIR /app
 COPY understudy understudy
+COPY understudy_cli understudy_cli
 COPY models models
 COPY services/__init__.py services/
 COPY services/inference services/inference
@@ -28,5 +29,5 @@ RUN python3 -m compileall -q .
 USER 10001:10001
 EXPOSE 8000
 # vLLM takes 20 to 60 seconds to start, on a busy machine more.
-HEALTHCHECK --interval=5s --timeout=3s --retries=6 --start-period=300s CMD ["python3", "-m", "understudy.probe", "/health"]
+HEALTHCHECK --interval=5s --timeout=3s --retries=6 --start-period=300s CMD ["python3", "-m", "understudy.service.probe", "/health"]
 ENTRYPOINT ["python3", "-m", "services.inference.launch"]

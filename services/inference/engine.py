@@ -19,10 +19,10 @@ from prometheus_client import Gauge
 from services.inference.adapters import EngineClient, reconcile
 from services.inference.launch import Process, covering_rank, log_file, model_len, spawn
 from services.inference.settings import InferenceSettings
-from understudy.contracts import Artifact
+from understudy.bases import Base
+from understudy.belt.contracts import Artifact
+from understudy.embedded.ports import free_ports
 from understudy.errors import UnderstudyError
-from understudy.models import Base
-from understudy.ports import free_ports
 
 log = logging.getLogger(__name__)
 

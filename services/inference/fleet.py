@@ -14,12 +14,12 @@ from pathlib import Path
 
 from services.inference.engine import Engine
 from services.inference.settings import InferenceSettings
-from understudy.artifacts import ArtifactStore
-from understudy.contracts import Artifact, ModelServed
+from understudy.bases import Base, resolve
+from understudy.belt.contracts import Artifact, ModelServed
+from understudy.belt.folds.runs import Ledger
 from understudy.errors import Invalid
-from understudy.health import NotFound
-from understudy.ledger import Ledger
-from understudy.models import Base, resolve
+from understudy.service.web import NotFound
+from understudy.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from services.inference.asgi import App, Gone, Hangup, Receive, Scope, Send, Too
 from services.inference.meter import Family, Meter
 from services.inference.upstream import Exchange, Headers, Lost, Upstream
 from understudy.errors import UnderstudyError
-from understudy.health import NotFound, error_response
+from understudy.service.web import NotFound, error_response
 
 COMPLETIONS = frozenset(("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"))
 OWN = "own"

@@ -13,9 +13,9 @@ from services.inference import gate
 from services.inference.adapters import model_name
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
-from understudy.contracts import Message, ModelServed, ModelTrained, Progress, RunRequested
+from understudy.belt.contracts import Message, ModelServed, ModelTrained, Progress, RunRequested
+from understudy.belt.loop import Handlers
 from understudy.errors import Invalid
-from understudy.service import Handlers
 
 
 @dataclass(frozen=True)

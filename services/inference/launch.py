@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from services.inference.settings import InferenceSettings
-from understudy.child import Child
+from understudy.bases import Base, resolve
 from understudy.errors import FATAL_EXIT, Invalid, UnderstudyError
-from understudy.models import Base, resolve
+from understudy.service.child import Child
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""

@@ -2,7 +2,7 @@
 
 from services.trainer.bootstrap import build
 from services.trainer.settings import TrainerSettings
-from understudy.host import serve
+from understudy.service.host import serve
 
 if __name__ == "__main__":
     serve("trainer", TrainerSettings(), build)

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from understudy.health import NotFound
-from understudy.ledger import Ledger, RunState, Stage
+from understudy.belt.folds.runs import Ledger, RunState, Stage
+from understudy.service.web import NotFound
 
 STATUS: dict[Stage, str] = {
     "waiting": "queued",

@@ -6,7 +6,7 @@ from services.trainer.api import router
 from services.trainer.handlers import Trainer
 from services.trainer.launcher import ChildLauncher
 from services.trainer.settings import TrainerSettings
-from understudy.host import Kernel, Service
+from understudy.service.host import Kernel, Service
 
 
 def build(settings: TrainerSettings, kernel: Kernel) -> Service:

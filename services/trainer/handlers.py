@@ -14,13 +14,13 @@ from pathlib import Path
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Data, Job, JobFolder, Step
 from services.trainer.launcher import Launcher
 from services.trainer.preflight import check_base, check_datasets
-from understudy.artifacts import ArtifactStore
-from understudy.contracts import Message, ModelTrained, Progress, TrainingRequested
+from understudy.bases import resolve
+from understudy.belt.contracts import Message, ModelTrained, Progress, TrainingRequested
+from understudy.belt.loop import Handlers
+from understudy.belt.scratch import everywhere, take_up
 from understudy.errors import Fatal, Invalid, Transient
-from understudy.models import resolve
 from understudy.recipe import BASE
-from understudy.service import Handlers
-from understudy.work import everywhere, take_up
+from understudy.store.artifacts import ArtifactStore
 
 POLL_SECONDS, SAY_SOMETHING_SECONDS = 0.2, 1.0
 INTERRUPTIONS = 20

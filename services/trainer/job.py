@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from understudy.models import Base
+from understudy.bases import Base
 from understudy.recipe import Training
 
 EXIT_INVALID, EXIT_MEMORY, EXIT_DISK = 2, 3, 4

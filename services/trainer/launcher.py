@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.trainer.job import JobFolder
-from understudy.child import Child
+from understudy.service.child import Child
 from understudy.settings import PROJECT
 
 

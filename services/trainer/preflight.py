@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from understudy.bases import Base
 from understudy.errors import Invalid
-from understudy.models import Base
 
 MIN_EXAMPLES = 10
 """Fewer examples than this after leaving out the too long ones: not worth training (the data itself may be smaller)."""

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from understudy.ports import free_ports
+from understudy.embedded.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("kafka", "engine", "datagen", "trainer", "inference", "evaluator")
@@ -19,9 +19,9 @@ SERVICES = ("kafka", "engine", "datagen", "trainer", "inference", "evaluator")
 # Run inside a container: what lies on the bus, and in the store.
 MESSAGES = """
 import json
-from understudy.bus.connect import connect
+from understudy.belt.bus.connect import connect
 from understudy.settings import Settings
-from understudy.topics import TABLE
+from understudy.belt.topics import TABLE
 bus = connect(Settings())
 print(json.dumps({t.name: [json.loads(r.value) for r in bus.replay([t.name]) if r] for t in TABLE if t.name != "progress"}))
 """

@@ -17,9 +17,9 @@ import yaml
 from belt import UNDERSTUDY, small_recipe
 from compose_stack import ROOT, SERVICES, ComposeStack
 
-from understudy.cli.client import Gateway
+from understudy.belt.folds.runs import RunState
 from understudy.errors import UnderstudyError
-from understudy.ledger import RunState
+from understudy_cli.client import Gateway
 
 pytestmark = pytest.mark.timeout(3600)
 

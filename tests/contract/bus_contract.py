@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from understudy.bus import Bus, Fenced, Record, Subscription
-from understudy.contracts import Message, Progress, ReportPublished, RunFailed, RunRequested, decode
+from understudy.belt.bus import Bus, Fenced, Record, Subscription
+from understudy.belt.contracts import Message, Progress, ReportPublished, RunFailed, RunRequested, decode
 from understudy.recipe import Dataset, Recipe
 
 TOPIC = "run-requested"
 WORKER = """
 import random, sys, time
 from pathlib import Path
-from understudy.bus.embedded import EmbeddedBus
-from understudy.contracts import RunFailed, decode
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import RunFailed, decode
 bus = {dial}
 member = bus.subscribe("datagen", ["run-requested"], "worker")
 while True:

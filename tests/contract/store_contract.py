@@ -15,15 +15,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from understudy.artifacts import FsspecArtifactStore
-from understudy.contracts import Artifact
+from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid
+from understudy.store.artifacts import FsspecArtifactStore
 
 Connect = Callable[[str], FsspecArtifactStore]
 
 WRITER = """
 import sys; from pathlib import Path
-from understudy.artifacts import FsspecArtifactStore
+from understudy.store.artifacts import FsspecArtifactStore
 url, cache, folder = sys.argv[1:]
 store = FsspecArtifactStore(url, Path(cache)); store.find("k"); print("ready", flush=True)
 store.put("k", Path(folder))
@@ -32,7 +32,7 @@ store.put("k", Path(folder))
 
 RACER = """
 import sys, time; from pathlib import Path
-from understudy.artifacts import FsspecArtifactStore
+from understudy.store.artifacts import FsspecArtifactStore
 url, cache, folder, rounds = sys.argv[1:]
 store = FsspecArtifactStore(url, Path(cache)); store.find("k"); print("ready", flush=True)
 start = float(sys.stdin.readline())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from bus_contract import TOPIC, BusContract, request, run_of, taken
 
-from understudy.bus import Bus
-from understudy.bus.embedded import EmbeddedBus
+from understudy.belt.bus import Bus
+from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.errors import Fatal
 
 

@@ -18,14 +18,14 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaTimeoutError
 
-from understudy.bus import Bus, Fenced, Record, Subscription
-from understudy.bus.connect import connect as connect_bus
-from understudy.bus.connect import security
-from understudy.bus.kafka import KafkaBus, KafkaSubscription
-from understudy.contracts import RunFailed, decode
+from understudy.belt.bus import Bus, Fenced, Record, Subscription
+from understudy.belt.bus.connect import connect as connect_bus
+from understudy.belt.bus.connect import security
+from understudy.belt.bus.kafka import KafkaBus, KafkaSubscription
+from understudy.belt.contracts import RunFailed, decode
+from understudy.belt.topics import TABLE
 from understudy.errors import Fatal, Transient
 from understudy.settings import Settings
-from understudy.topics import TABLE
 
 pytestmark = pytest.mark.kafka
 NAMED = os.environ.get("KAFKA_BOOTSTRAP_SERVERS", "")
@@ -67,7 +67,7 @@ def connect(servers: str) -> Iterator[Callable[[], KafkaBus]]:
 class TestKafka(BusContract):
     session = SESSION
     kills = 5
-    dial = "__import__('understudy.bus.kafka').bus.kafka.KafkaBus(**{where})"
+    dial = "__import__('understudy.belt.bus.kafka').bus.kafka.KafkaBus(**{where})"
 
     def where(self, bus: Bus) -> str:
         assert isinstance(bus, KafkaBus)
@@ -224,7 +224,7 @@ def test_what_a_frozen_broker_does_not_take_is_given_back_and_the_next_message_g
 ) -> None:
     home = kafka_broker.home()
     assert home
-    monkeypatch.setattr("understudy.bus.kafka.DELIVERY", 2.0)
+    monkeypatch.setattr("understudy.belt.bus.kafka.DELIVERY", 2.0)
     with kafka_broker.Broker(home, tmp_path / "broker") as broker:
         bus = KafkaBus(broker.servers)
         bus.publish(request("before"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from store_contract import StoreContract, folder
 
-from understudy.artifacts import FsspecArtifactStore
 from understudy.errors import Fatal, Invalid
+from understudy.store.artifacts import FsspecArtifactStore
 
 Mount = Callable[..., Path]
 
@@ -72,7 +72,7 @@ def test_other_urls_are_refused_with_the_two_kinds_there_are(url: str, tmp_path:
 
 def test_a_store_in_a_folder_does_not_load_what_s3_needs(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; import understudy.host; from understudy.testing import local_store\n"
+        "import sys; from pathlib import Path; import understudy.service.host; from understudy.testing import local_store\n"
         "store = local_store(Path(sys.argv[1])); store.put('k', Path(sys.argv[2])); store.keys('k')\n"
         "print([name for name in ('s3fs', 'aiobotocore', 'botocore') if name in sys.modules])"
     )

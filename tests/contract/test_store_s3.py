@@ -17,8 +17,8 @@ import pytest
 from s3_server import Answer, S3Server
 from store_contract import WRITER, Connect, StoreContract, artifact, contents, folder, names, start
 
-from understudy.artifacts import TRANSFER, FsspecArtifactStore
 from understudy.errors import Fatal, Transient
+from understudy.store.artifacts import TRANSFER, FsspecArtifactStore
 
 BUCKET = "belt"
 URL = f"s3://{BUCKET}/some/where"
@@ -265,7 +265,7 @@ def test_a_silent_server_is_transient(
 
 def test_without_s3fs_the_extra_is_named(tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['s3fs'] = None; from pathlib import Path; from understudy.artifacts import *\n"
+        "import sys; sys.modules['s3fs'] = None; from pathlib import Path; from understudy.store.artifacts import *\n"
         "try: FsspecArtifactStore(sys.argv[1], Path(sys.argv[2]))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from belt import UNDERSTUDY, Belt, small_recipe
 
-from understudy.bus.embedded import EmbeddedBus
-from understudy.ledger import Ledger, RunState
-from understudy.topics import TABLE
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.folds.runs import Ledger, RunState
+from understudy.belt.topics import TABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -22,12 +22,12 @@ import pytest
 import yaml
 from belt import ROOT, Belt
 
-from understudy.bus.kafka import KafkaBus
-from understudy.child import Child
-from understudy.cli.client import Gateway
-from understudy.cli.prepare import prepare, upload
-from understudy.ports import free_ports
-from understudy.topics import TABLE
+from understudy.belt.bus.kafka import KafkaBus
+from understudy.belt.topics import TABLE
+from understudy.embedded.ports import free_ports
+from understudy.service.child import Child
+from understudy_cli.client import Gateway
+from understudy_cli.prepare import prepare, upload
 
 SEALED = "checkpoints/*/complete.json"
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -15,13 +15,13 @@ import httpx
 import openai
 import pytest
 
-from understudy.artifacts import FsspecArtifactStore
-from understudy.bus.embedded import EmbeddedBus
-from understudy.contracts import Message as Fact
-from understudy.contracts import ModelServed, ModelTrained, VariantFailed, decode
-from understudy.ports import free_ports
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import Message as Fact
+from understudy.belt.contracts import ModelServed, ModelTrained, VariantFailed, decode
+from understudy.embedded.ports import free_ports
 from understudy.recipe import parse
 from understudy.settings import PROJECT
+from understudy.store.artifacts import FsspecArtifactStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 import services.datagen.build
 import services.inference.engine
 import services.inference.meter  # noqa: F401 (their metrics register with the import)
-from understudy.bus.embedded import EmbeddedBus
-from understudy.metrics import Lag, Outcome
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.service.telemetry import Lag, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "monitoring"

@@ -14,11 +14,11 @@ from fastapi.testclient import TestClient
 
 from services.datagen.bootstrap import build
 from services.datagen.settings import DatagenSettings
-from understudy.bus.embedded import EmbeddedBus
-from understudy.contracts import RunRequested, decode
-from understudy.health import add_errors
-from understudy.host import Kernel
-from understudy.ledger import Ledger
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import RunRequested, decode
+from understudy.belt.folds.runs import Ledger
+from understudy.service.host import Kernel
+from understudy.service.web import add_errors
 from understudy.testing import local_store
 
 CSV = b"text,label\n" + b"".join(b"remark %d,%d\n" % (n, n % 2) for n in range(20))

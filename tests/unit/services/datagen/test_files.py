@@ -10,7 +10,7 @@ import pytest
 from services.datagen import files as module
 from services.datagen.files import Files, safe_name
 from understudy.errors import Invalid
-from understudy.health import NotFound
+from understudy.service.web import NotFound
 from understudy.testing import local_store
 
 

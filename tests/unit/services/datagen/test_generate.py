@@ -26,7 +26,7 @@ from services.datagen.generate import Writer, Written
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
-from understudy.contracts import Progress, RunRequested
+from understudy.belt.contracts import Progress, RunRequested
 from understudy.errors import Invalid, Transient
 from understudy.recipe import Generator, parse
 from understudy.records import SPLITS, Example, Rejected, read_jsonl
@@ -149,7 +149,7 @@ def test_an_endpoint_that_refuses_everything_ends_the_job(endpoint: Endpoint, tm
 
 
 def test_an_endpoint_that_is_gone_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from understudy import chat
+    from understudy.llm import chat
 
     few = chat.ChatClient.__init__
     monkeypatch.setattr(chat.ChatClient, "__init__", lambda self, url, **more: few(self, url, **more, tries=1))

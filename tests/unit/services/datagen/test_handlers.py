@@ -16,11 +16,11 @@ from services.datagen.build import Builder
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
-from understudy.artifacts import FsspecArtifactStore
-from understudy.contracts import Message, Progress, RunRequested, TrainingRequested
+from understudy.belt.contracts import Message, Progress, RunRequested, TrainingRequested
 from understudy.errors import Fatal, Invalid
 from understudy.recipe import Recipe, parse
 from understudy.records import DatasetCard, Example, Rejected, read_jsonl
+from understudy.store.artifacts import FsspecArtifactStore
 from understudy.testing import drain, local_store
 
 

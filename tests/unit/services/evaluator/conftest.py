@@ -18,8 +18,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from services.evaluator.panels import Questionnaire, questionnaire
-from understudy.contracts import Artifact, ModelServed
-from understudy.ports import free_ports
+from understudy.belt.contracts import Artifact, ModelServed
+from understudy.embedded.ports import free_ports
 from understudy.recipe import Recipe, parse, prompts_dataset
 from understudy.records import DatasetCard, Example, Provenance, Turn, write_jsonl
 from understudy.testing import local_store

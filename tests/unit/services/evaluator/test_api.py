@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from services.evaluator.api import router
-from understudy.health import add_errors
+from understudy.service.web import add_errors
 from understudy.testing import local_store
 
 

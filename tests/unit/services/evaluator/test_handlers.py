@@ -17,7 +17,7 @@ import pytest
 from services.evaluator.handlers import Evaluator
 from services.evaluator.join import newest_report
 from services.evaluator.predict import Asker
-from understudy.contracts import (
+from understudy.belt.contracts import (
     Message,
     Progress,
     ReportPublished,
@@ -102,7 +102,7 @@ from pathlib import Path
 from services.evaluator.handlers import Evaluator
 from services.evaluator.join import newest_report
 from services.evaluator.predict import Asker
-from understudy.contracts import decode
+from understudy.belt.contracts import decode
 from understudy.testing import local_store
 folder = Path(sys.argv[1])
 station = Evaluator(local_store(folder), Asker(sys.argv[2], 4), folder / "work")

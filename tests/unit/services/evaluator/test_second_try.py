@@ -17,11 +17,11 @@ import pytest
 from services.evaluator.handlers import Evaluator
 from services.evaluator.join import newest_report
 from services.evaluator.predict import Asker
-from understudy.bus.embedded import EmbeddedBus
-from understudy.cli import main
-from understudy.contracts import ModelTrained, RunRequested, TrainingRequested
-from understudy.ledger import Ledger, RunState
-from understudy.service import Loop
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import ModelTrained, RunRequested, TrainingRequested
+from understudy.belt.folds.runs import Ledger, RunState
+from understudy.belt.loop import Loop
+from understudy_cli import main
 
 Cli = Callable[..., tuple[int, str, str]]
 VARIANTS = ("base", "tuned", "broad")

@@ -14,12 +14,12 @@ from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from services.inference.launch import log_file
 from services.inference.settings import InferenceSettings
-from understudy.artifacts import FsspecArtifactStore
-from understudy.child import Child
-from understudy.contracts import Artifact, ModelServed, ModelTrained
-from understudy.ledger import Ledger, RunState
-from understudy.models import Base
+from understudy.bases import Base
+from understudy.belt.contracts import Artifact, ModelServed, ModelTrained
+from understudy.belt.folds.runs import Ledger, RunState
 from understudy.recipe import Recipe, parse
+from understudy.service.child import Child
+from understudy.store.artifacts import FsspecArtifactStore
 from understudy.testing import local_store
 
 STUB = Path(__file__).with_name("stub_engine.py")

@@ -9,12 +9,12 @@ import pytest
 
 from services.inference.adapters import EngineClient, model_name, reconcile
 from services.inference.settings import InferenceSettings
-from understudy.artifacts import FsspecArtifactStore
-from understudy.child import Child
-from understudy.contracts import Artifact, ModelTrained
+from understudy.bases import resolve
+from understudy.belt.contracts import Artifact, ModelTrained
+from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid, Transient
-from understudy.models import resolve
-from understudy.ports import free_ports
+from understudy.service.child import Child
+from understudy.store.artifacts import FsspecArtifactStore
 
 
 @pytest.fixture

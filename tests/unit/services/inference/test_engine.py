@@ -16,11 +16,11 @@ from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from services.inference.launch import become, command, environment, log_file, spawn
 from services.inference.settings import InferenceSettings
-from understudy.child import Child
-from understudy.contracts import Artifact
+from understudy.bases import PLAIN_TEMPLATE, Base, resolve
+from understudy.belt.contracts import Artifact
+from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid
-from understudy.models import PLAIN_TEMPLATE, Base, resolve
-from understudy.ports import free_ports
+from understudy.service.child import Child
 
 Eventually = Callable[[Callable[[], object]], None]
 

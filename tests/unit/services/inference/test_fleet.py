@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from services.inference.api import router
 from services.inference.fleet import Fleet
 from services.inference.settings import InferenceSettings
-from understudy.contracts import Artifact, ModelServed, ModelTrained
+from understudy.belt.contracts import Artifact, ModelServed, ModelTrained
 from understudy.errors import Invalid
-from understudy.health import NotFound, add_errors
+from understudy.service.web import NotFound, add_errors
 
 Trained = Callable[[Artifact | None], ModelTrained]
 

@@ -14,8 +14,8 @@ import uvicorn
 from prometheus_client import REGISTRY
 
 from services.inference.gateway import COMPLETIONS, Gateway
-from understudy.health import NotFound
-from understudy.ports import free_ports
+from understudy.embedded.ports import free_ports
+from understudy.service.web import NotFound
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CHAT = "/v1/chat/completions"

@@ -10,10 +10,10 @@ import pytest
 
 from services.inference.fleet import Fleet
 from services.inference.handlers import Inference
-from understudy.child import Child
-from understudy.contracts import Artifact, ModelServed, ModelTrained, Progress, RunRequested
+from understudy.belt.contracts import Artifact, ModelServed, ModelTrained, Progress, RunRequested
 from understudy.errors import Invalid
 from understudy.recipe import Recipe
+from understudy.service.child import Child
 from understudy.testing import drain
 
 Trained = Callable[[Artifact | None], ModelTrained]

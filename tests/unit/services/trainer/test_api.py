@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from services.trainer.api import router
-from understudy import contracts as c
-from understudy.bus.embedded import EmbeddedBus
-from understudy.health import add_errors
-from understudy.ledger import Ledger
+from understudy.belt import contracts as c
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.folds.runs import Ledger
 from understudy.recipe import parse
+from understudy.service.web import add_errors
 
 RECIPE = parse(
     {

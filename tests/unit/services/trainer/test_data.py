@@ -10,8 +10,8 @@ import pytest
 
 from services.trainer.data import Corpus, Draw, Row, arrange, budget, draw, tokenize
 from services.trainer.preflight import check_batch, check_lengths, stop_tokens
+from understudy.bases import PLAIN_TEMPLATE
 from understudy.errors import Invalid
-from understudy.models import PLAIN_TEMPLATE
 
 EOS = 1
 

@@ -12,7 +12,7 @@ import pytest
 
 from services.trainer.handlers import Trainer
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Job, JobFolder, Step
-from understudy.contracts import Artifact, Message, ModelTrained, Progress, TrainingRequested
+from understudy.belt.contracts import Artifact, Message, ModelTrained, Progress, TrainingRequested
 from understudy.errors import Fatal, Invalid, Transient
 from understudy.recipe import parse
 from understudy.testing import local_store

@@ -17,11 +17,11 @@ from services.trainer.handlers import Trainer
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, JobFolder
 from services.trainer.launcher import ChildLauncher
 from services.trainer.train import exit_code, make_portable
-from understudy.artifacts import ArtifactStore
-from understudy.child import Child
-from understudy.contracts import Artifact, ModelTrained, Progress, TrainingRequested
+from understudy.belt.contracts import Artifact, ModelTrained, Progress, TrainingRequested
 from understudy.errors import Invalid
 from understudy.recipe import parse
+from understudy.service.child import Child
+from understudy.store.artifacts import ArtifactStore
 from understudy.testing import local_store
 
 

@@ -1,0 +1,45 @@
+"""`base` of a recipe becomes a folder or a pinned hub id, or an error with the remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from understudy.bases import PLAIN_TEMPLATE, resolve
+from understudy.errors import Invalid
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_bundled_name_and_a_folder_are_the_same(models: Path) -> None:
+    assert resolve("tiny", models) == resolve(str(models / "tiny"), Path("/nowhere"))
+    assert resolve("tiny", models).name == "tiny"
+
+
+def test_a_base_without_a_template_gets_the_plain_one(models: Path) -> None:
+    assert resolve("tiny", models).template == PLAIN_TEMPLATE
+    (models / "tiny/tokenizer_config.json").write_text(json.dumps({"chat_template": "x"}))
+    assert resolve("tiny", models).template is None
+
+
+def test_a_hub_id_carries_a_revision(models: Path) -> None:
+    base = resolve("owner/name@abc", models)
+    assert (base.name, base.path, base.revision) == ("owner/name", "owner/name", "abc")
+    with pytest.raises(Invalid, match="no revision"):
+        resolve("owner/name", models)
+
+
+def test_what_does_not_exist_is_named_with_what_does(models: Path) -> None:
+    for base in ("huge", "/no/such/folder", "./x", "a/b/c"):
+        with pytest.raises(Invalid, match=r"(?s)no base model.*bundled.*tiny"):
+            resolve(base, models)
+    (models / "empty").mkdir()
+    with pytest.raises(Invalid, match=r"no config\.json"):
+        resolve("empty", models)

@@ -1,0 +1,179 @@
+"""The views: what a person reads while a run goes on, and at its end."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from understudy.belt.contracts import Progress
+from understudy.belt.folds.runs import RunState, VariantState
+from understudy.recipe import parse
+from understudy_cli import watch as module
+from understudy_cli.client import NotThere, Unreachable
+from understudy_cli.table import comparison, headline
+from understudy_cli.watch import changes, view, watch
+
+RECIPE = parse({"datasets": {"d": {"source": "hf:x"}}, "variants": {"mine": {"train": "d"}}}, "test")
+
+
+def state(status: str = "running", **variants: VariantState) -> RunState:
+    return RunState.model_validate(
+        {"id": "r-1", "name": "r", "status": status, "created_at": 0, "recipe": RECIPE, "variants": variants}
+    )
+
+
+def training(done: int, total: int = 100, **figures: float) -> VariantState:
+    progress = Progress(
+        run="r-1", variant="mine", station="trainer", step="training", done=done, total=total, figures=figures
+    )
+    return VariantState(stage="training", progress=progress)
+
+
+class Script:
+    """A source that answers, or raises, one thing after another."""
+
+    def __init__(self, *answers: RunState | Exception) -> None:
+        self._answers = list(answers)
+
+    def run(self, run: str) -> RunState:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def runs(self) -> list[RunState]:
+        raise NotImplementedError
+
+    def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
+        raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.001)
+
+
+def plain() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_plain_output_has_one_line_per_change_and_not_one_per_look() -> None:
+    """100 looks at one training become at most one line per fifth of it, then the end of each variant."""
+    looks = [state(mine=training(done)) for done in range(100)]
+    console = plain()
+    end = watch(Script(*looks, state("finished", mine=VariantState(stage="scored"))), looks[0], console)
+    assert end.status == "finished"
+    lines = text(console).splitlines()
+    assert len(lines) == 6
+    assert lines[0].endswith("mine: trainer: training 0/100")
+    assert lines[-1].endswith("mine: scored")
+
+
+def test_gateway_that_restarts_is_waited_for() -> None:
+    """Silence, then a gateway that has not read its log yet, then the run again: said once each, and the watch goes on."""
+    console = plain()
+    source = Script(
+        Unreachable("gone"),
+        Unreachable("gone"),
+        NotThere("not yet"),
+        state("finished", mine=VariantState(stage="scored")),
+    )
+    assert watch(source, state(mine=training(1)), console).status == "finished"
+    assert text(console).count("reconnecting") == 1
+    assert text(console).count("answers again") == 1
+
+
+def test_silence_beyond_patience_is_an_error() -> None:
+    """A gateway that is gone for good does not hold us for ever."""
+    with pytest.raises(Unreachable):
+        watch(Script(Unreachable("gone")), state(mine=training(1)), plain(), patience=0.05)
+
+
+def test_live_view_has_a_row_per_variant_with_stations_and_figures() -> None:
+    """Where each variant is, how far, how fast, and why one left."""
+    console = plain()
+    failed = VariantState(stage="failed", reason="no tokens left")
+    console.print(
+        view(state(mine=training(50, loss=1.5, tokens_per_second=1234.5, eta_seconds=75), other=failed), 65, False)
+    )
+    lines = text(console).splitlines()
+    (row,) = [number for number, line in enumerate(lines) if "mine" in line]
+    assert "datagen ✓ → trainer ● → inference · → evaluator ·" in lines[row]
+    for part in ("training 50/100", "loss 1.500", "1,234 tokens/s", "1:15 left"):
+        assert part in lines[row + 1]
+    assert "no tokens left" in text(console)
+    assert "running · 1:05" in text(console)
+    console.print(view(state(), 1, True))
+    assert "reconnecting" in text(console)
+
+
+def test_progress_without_a_total_is_shown_without_one() -> None:
+    """Unknown totals divide nothing."""
+    assert changes(state(mine=training(3, total=0)))["mine"][1] == "trainer: training"
+
+
+def cell(value: float, delta: float, verdict: str | None) -> dict[str, Any]:
+    return {
+        "value": value,
+        "low": value,
+        "high": value,
+        "delta": delta,
+        "delta_low": delta,
+        "delta_high": delta,
+        "verdict": verdict,
+    }
+
+
+REPORT = {
+    "run": "r-1",
+    "variants": ["base", "a", "b", "gone"],
+    "failed": {"gone": "it fell off"},
+    "panels": [
+        {
+            "name": "general",
+            "n": 20,
+            "parse_failures": {},
+            "metrics": [
+                {
+                    "metric": "perplexity",
+                    "signature": "ppl",
+                    "higher_is_better": False,
+                    "cells": {
+                        "base": {"value": 12.3, "low": 11, "high": 13, "verdict": None},
+                        "a": cell(20_000, 19_987.7, "worse"),
+                        "b": cell(12.2, -0.1, "no clear difference"),
+                    },
+                },
+            ],
+        }
+    ],
+}
+
+
+def test_table_marks_each_cell_and_names_who_failed() -> None:
+    """▼ and · as the report judged, large numbers stay readable, a failed variant has no number but a reason."""
+    console = plain()
+    console.print(comparison(REPORT))
+    row = next(line for line in text(console).splitlines() if "perplexity" in line)
+    assert "perplexity ↓" in row
+    assert "12.3 [11.0, 13.0]" in row
+    assert "2.00e+04 [2.00e+04, 2.00e+04] ▼" in row
+    assert "12.2 [12.2, 12.2] ·" in row
+    assert "failed" in row
+    assert "gone FAILED: it fell off" in text(console)
+
+
+def test_headline_says_what_was_lost_and_what_is_unclear() -> None:
+    """One sentence per variant that was compared; none for base and for the failed."""
+    assert headline(REPORT).splitlines() == [
+        "a: worse on 1 of 1 (general perplexity +2.00e+04 [+2.00e+04, +2.00e+04]).",
+        "b: no clear difference from base on any of 1 measures.",
+    ]

@@ -1,0 +1,1 @@
+"""What moves and how it is kept: messages, topics, the bus, the consumer loop, and the folds over what was published."""

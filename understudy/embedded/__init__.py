@@ -1,0 +1,1 @@
+"""The four services under one supervisor, on one machine."""

@@ -1,0 +1,246 @@
+"""The embedded stack: four services as child processes of this one, on one data folder, behind one port.
+
+`with Stack(data, port) as stack: stack.wait_ready(...)`. A thread watches the children: one that dies comes back on its
+port after a pause that doubles; one that says it cannot go on (`FATAL_EXIT`), or dies five times in a row, ends the stack
+with its last words. However this process ends, so do the services (`child.py`) and the lock on the data folder
+(`stackfile.py`): nothing stale is left to clean up.
+
+Does not know what the services do, only that they answer /readyz on `UNDERSTUDY_PORT`. Does not run on several machines (Kubernetes does).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from understudy.belt.contracts import STATIONS
+from understudy.embedded.ports import free_ports, holder, is_free
+from understudy.embedded.stackfile import announce, forget, last_words, lock, rotate
+from understudy.errors import FATAL_EXIT, Fatal, disk_full
+from understudy.service.child import Child
+from understudy.settings import PROJECT, Settings
+
+GATEWAY = "inference"
+"""The service that has the public port; it goes last, because the others ask it."""
+COMMANDS: Mapping[str, Sequence[str]] = {name: (sys.executable, "-m", f"services.{name}") for name in STATIONS}
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+HEALTHY_AFTER = 30.0
+"""Seconds of life after which earlier deaths are forgotten."""
+MAX_DEATHS = 5
+PORT_PATIENCE = 2.0
+"""Seconds to wait for the port: services of a stack that was killed a moment ago may still be ending."""
+GRACE = 8.0
+"""Seconds a service has to end in order."""
+
+
+@dataclass
+class _Service:
+    name: str
+    command: Sequence[str]
+    port: int
+    child: Child
+    started: float
+    deaths: int = 0
+    restart_at: float | None = None
+
+
+@dataclass
+class Stack:
+    """One supervised set of services. Raises `Fatal` when it cannot start; `failure` says why it ended by itself."""
+
+    data: Path
+    port: int = 0
+    """Of the gateway; 0 takes a free one."""
+    base: str | None = None
+    """Base model to have ready at once, before any run asks for one."""
+    commands: Mapping[str, Sequence[str]] = field(default_factory=lambda: COMMANDS)
+    say: Callable[[str], None] = lambda line: None
+    """Told about every restart."""
+    grace: float = GRACE
+    failure: Fatal | None = None
+
+    def __post_init__(self) -> None:
+        self.data = self.data.resolve()
+        self._services: dict[str, _Service] = {}
+        self._lock_fd = -1
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._supervise, name="stack", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Of the gateway."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Take the data folder and the port, start all services; they are not ready yet."""
+        self._lock_fd = lock(self.data)
+        try:
+            self._take_port()
+            spare = (port for port in free_ports(len(self.commands) + 1) if port != self.port)
+            ports = {name: self.port if name == GATEWAY else next(spare) for name in self.commands}
+            env = self._environment(ports)
+            self._env = {name: env | {"UNDERSTUDY_PORT": str(port)} for name, port in ports.items()}
+            for name, command in self.commands.items():
+                rotate(self._log(name))
+                self._services[name] = _Service(
+                    name, command, ports[name], self._spawn(name, command), time.monotonic()
+                )
+            self._thread.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_ready(
+        self, on_change: Callable[[dict[str, str | None]], None] = lambda waiting: None, timeout: float = 600
+    ) -> None:
+        """Return when every service is ready; meanwhile tell what each waits for (None: ready). Raises `Fatal`."""
+        waiting: dict[str, str | None] = dict.fromkeys(self._services, "starting")
+        deadline = time.monotonic() + timeout
+        with httpx.Client(timeout=2, trust_env=False) as client:
+            while any(waiting.values()):
+                on_change(dict(waiting))
+                self.check()
+                if time.monotonic() > deadline:
+                    late = ", ".join(f"{name} ({reason})" for name, reason in waiting.items() if reason)
+                    raise Fatal(f"Not ready after {timeout:.0f} s: {late}", f"See the logs in {self.data / 'logs'}.")
+                for name in [name for name, reason in waiting.items() if reason]:
+                    waiting[name] = _not_ready(client, self._services[name].port)
+                if any(waiting.values()):
+                    self._ended.wait(0.2)
+        on_change(dict(waiting))
+        ports = {name: service.port for name, service in self._services.items()}
+        announce(self.data, self.url, ports)
+
+    def check(self) -> None:
+        """Raise why the stack ended by itself, if it did."""
+        if self.failure:
+            raise self.failure
+
+    def wait(self) -> None:
+        """Until the stack ends by itself; raises why."""
+        while not self._ended.wait(1.0):
+            pass
+        self.check()
+
+    def stop(self) -> None:
+        """End all services in order, the gateway last, and release the data folder. Safe to call twice.
+
+        Interrupted half-way it leaves the rest to the end of this process, which takes every service with it.
+        """
+        self._ended.set()
+        if self._thread.ident:
+            self._thread.join(5)
+        if self._lock_fd >= 0:
+            forget(self.data)
+        for last in (False, True):
+            ending = [
+                threading.Thread(target=service.child.stop, args=(self.grace,), daemon=True)
+                for service in self._services.values()
+                if (service.name == GATEWAY) is last
+            ]
+            for thread in ending:
+                thread.start()
+            for thread in ending:
+                thread.join()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _take_port(self) -> None:
+        if not self.port:
+            (self.port,) = free_ports(1)
+        deadline = time.monotonic() + PORT_PATIENCE
+        while not is_free(self.port):
+            if time.monotonic() > deadline:
+                who = holder(self.port)
+                raise Fatal(
+                    f"Port {self.port} is in use{f' by {who}' if who else ''}",
+                    "Stop that, or choose another with --port.",
+                )
+            time.sleep(0.1)
+
+    def _environment(self, ports: Mapping[str, int]) -> dict[str, str]:
+        paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        env = {
+            "UNDERSTUDY_DATA": str(self.data),
+            "UNDERSTUDY_HOST": "127.0.0.1",
+            "UNDERSTUDY_GATEWAY": self.url,
+            "UNDERSTUDY_MODELS": str(Settings().models.resolve()),
+            "UNDERSTUDY_MEMBER": "0",
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+            "PYTHONUNBUFFERED": "1",
+        }
+        env |= {
+            f"UNDERSTUDY_{name.upper()}_URL": f"http://127.0.0.1:{port}"
+            for name, port in ports.items()
+            if name != GATEWAY
+        }
+        return env | ({"UNDERSTUDY_BASE": self.base} if self.base else {})
+
+    def _spawn(self, name: str, command: Sequence[str]) -> Child:
+        # cwd is not the user's: `-m` puts it first on the import path, and there may be a file called like one of our modules.
+        return Child(command, log=self._log(name), env=self._env[name], cwd=PROJECT)
+
+    def _log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+    def _supervise(self) -> None:
+        while not self._ended.wait(0.1):
+            try:
+                for service in self._services.values():
+                    self._look_after(service)
+            except Fatal as error:
+                self.failure = error
+                self._ended.set()
+            except OSError as error:  # no process could be started
+                self.failure = disk_full(error, self.data) or Fatal(f"Cannot start a service: {error.strerror}")
+                self._ended.set()
+
+    def _look_after(self, service: _Service) -> None:
+        now = time.monotonic()
+        if service.restart_at is not None:
+            if now >= service.restart_at:
+                service.child, service.started, service.restart_at = (
+                    self._spawn(service.name, service.command),
+                    now,
+                    None,
+                )
+            return
+        code = service.child.poll()
+        if code is None:
+            return
+        service.deaths = 1 if now - service.started >= HEALTHY_AFTER else service.deaths + 1
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if code == FATAL_EXIT or service.deaths >= MAX_DEATHS:
+            often = "" if code == FATAL_EXIT else f" {service.deaths} times in a row"
+            words = last_words(self._log(service.name)) or "it said nothing"
+            raise Fatal(f"The {service.name} service {how}{often}: {words}", f"Its log: {self._log(service.name)}")
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (service.deaths - 1))
+        service.restart_at = now + pause
+        self.say(f"{service.name} {how}; starting it again")
+
+
+def _not_ready(client: httpx.Client, port: int) -> str | None:
+    try:
+        answer = client.get(f"http://127.0.0.1:{port}/readyz")
+        return None if answer.is_success else str(answer.json()["error"]["message"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return "starting"

@@ -1,0 +1,1 @@
+"""One service's process and its HTTP basics."""

@@ -1,0 +1,75 @@
+"""What every service's HTTP API has: /healthz, /readyz, /metrics, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from understudy.belt.contracts import Station
+from understudy.errors import Invalid, Transient, UnderstudyError
+
+
+class NotFound(Invalid):
+    """What was asked for does not exist (HTTP 404)."""
+
+
+def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
+    """OpenAI's error object."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status_code=status)
+
+
+def add_errors(app: FastAPI) -> None:
+    """Every error leaves as OpenAI's error object: Invalid 400, NotFound 404, Transient 503, others 500."""
+
+    async def expected(_: Request, error: Exception) -> JSONResponse:
+        status = (
+            404
+            if isinstance(error, NotFound)
+            else 400
+            if isinstance(error, Invalid)
+            else 503
+            if isinstance(error, Transient)
+            else 500
+        )
+        return error_response(status, str(error), code="not_found" if status == 404 else None)
+
+    async def malformed(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return error_response(400, f"{place}: {first['msg']}" if place else str(first["msg"]), param=place or None)
+
+    async def routing(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return error_response(error.status_code, str(error.detail))
+
+    app.add_exception_handler(UnderstudyError, expected)
+    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(RequestValidationError, malformed)
+
+
+def add_health(app: FastAPI, station: Station, ready: Callable[[], str | None]) -> None:
+    """/healthz: this process answers. /readyz: it can work, else 503 with the reason. /metrics: Prometheus text."""
+
+    @app.get("/healthz", include_in_schema=False)
+    def healthz() -> dict[str, str]:
+        return {"status": "ok", "service": station}
+
+    @app.get("/readyz", include_in_schema=False)
+    def readyz() -> Response:
+        reason = ready()
+        return (
+            error_response(503, f"{station} is not ready: {reason}")
+            if reason
+            else JSONResponse({"status": "ready", "service": station})
+        )
+
+    @app.get("/metrics", include_in_schema=False)
+    def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,1 @@
+"""Finished folders and their names."""

@@ -1,0 +1,102 @@
+"""What `understudy doctor` looks at on the machine: one small function per question, each an answer with its remedy.
+
+Software is in `software.py`. Starts nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from understudy.embedded.ports import holder, is_free
+
+Status = Literal["ok", "warn", "fail"]
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's report."""
+
+    name: str
+    status: Status
+    """fail: the embedded demo cannot run. warn: something else cannot."""
+    detail: str
+    remedy: str = ""
+
+
+def check(name: str, status: Status, detail: str, remedy: str) -> Check:
+    """A line that has its remedy only where there is something to remedy."""
+    return Check(name, status, detail, "" if status == "ok" else remedy)
+
+
+def machine(data: Path, models: Path, port: int = 8000) -> Iterator[Check]:
+    """Cores, memory, disk, data folder, port, bundled model."""
+    cores = len(os.sched_getaffinity(0))
+    yield check("cores", "ok" if cores >= 2 else "warn", str(cores), "It works, slowly: two or more are better.")
+    memory = available_memory() / GIB
+    yield check("memory", _grade(memory, 6, 4), f"{memory:.1f} GiB free", "The demo wants 6 GiB: close something.")
+    disk = shutil.disk_usage(_existing(data)).free / GIB
+    yield check("disk", _grade(disk, 5, 1), f"{disk:.1f} GiB free under {data}", "Free some, or choose another --data.")
+    yield _writable(data)
+    yield _port(port)
+    yield _model(models)
+
+
+def _grade(value: float, good: float, enough: float) -> Status:
+    return "ok" if value >= good else "warn" if value >= enough else "fail"
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the machine's, or its control group's where that is less."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    available = int(found[1]) * 1024 if found else 0
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else min(available, int(limit) - used)
+
+
+def _writable(data: Path) -> Check:
+    folder = _existing(data)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        return Check("data folder", "fail", f"cannot write in {folder}: {error.strerror}", "Choose another --data.")
+    return Check("data folder", "ok", f"{data} ({'there' if folder == data else 'will be made'})")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _port(port: int) -> Check:
+    if is_free(port):
+        return Check("port", "ok", f"{port} is free")
+    who = holder(port)  # a warning only: `understudy run` takes any free port
+    return Check("port", "warn", f"{port} is in use{f' by {who}' if who else ''}", "understudy up --port OTHER")
+
+
+def _model(models: Path) -> Check:
+    weights = sorted((models / "seedling").glob("*.safetensors"))
+    if not weights:
+        remedy = "Set UNDERSTUDY_MODELS to the folder that has it."
+        return Check("bundled model", "fail", f"no seedling in {models}", remedy)
+    size = sum(path.stat().st_size for path in weights)
+    if size < MIB:
+        remedy = "If they are pointers of Git LFS: `git lfs pull`."
+        return Check("bundled model", "fail", f"seedling's weights are {size} bytes", remedy)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+    return Check("bundled model", "ok", f"seedling, {size / MIB:.1f} MiB, sha256 {digest[:16]}")

@@ -1,0 +1,165 @@
+"""Follows a run until it is over: a live view in a terminal, one line per change anywhere else.
+
+Survives a gateway that is restarted. Does not start or stop anything, and does not judge the outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from understudy.belt.contracts import STATIONS, Progress, Station
+from understudy.belt.folds.runs import AT, RunState, VariantState
+from understudy_cli.client import NotThere, Runs, Unreachable
+
+EVERY = 0.3
+PATIENCE = 60.0
+"""Seconds without an answer before we give up."""
+MILESTONES = 5
+"""How many plain lines one long step may take."""
+
+Show = Callable[[RunState, float, bool], None]
+"""(state, seconds watched, whether the gateway is silent)"""
+
+
+def watch(
+    source: Runs,
+    state: RunState,
+    console: Console,
+    check: Callable[[], None] = lambda: None,
+    patience: float = PATIENCE,
+) -> RunState:
+    """Show the run, known as `state` so far, until it is finished or failed; returns its last state.
+
+    `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotThere` when that is all we hear for
+    `patience` seconds: a gateway that was restarted knows nothing until it has read the log.
+    """
+    started = heard = time.monotonic()
+    silent = False
+    with _live(console) if console.is_terminal else _plain(console) as show:
+        while True:
+            show(state, time.monotonic() - started, silent)
+            if state.status in ("finished", "failed"):
+                return state
+            time.sleep(EVERY)
+            check()
+            try:
+                state, silent, heard = source.run(state.id), False, time.monotonic()
+            except (Unreachable, NotThere):
+                if time.monotonic() - heard > patience:
+                    raise
+                silent = True
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[Show]:
+    with Live(console=console, refresh_per_second=4) as live:
+        yield lambda state, elapsed, silent: live.update(view(state, elapsed, silent))
+
+
+@contextmanager
+def _plain(console: Console) -> Iterator[Show]:
+    said: dict[str, str] = {}
+
+    def show(state: RunState, _: float, silent: bool) -> None:
+        news = {"(gateway)": ("silent", "does not answer, reconnecting")} if silent else changes(state)
+        if not silent and "(gateway)" in said:
+            news |= {"(gateway)": ("answers", "answers again")}
+        for name, (key, line) in news.items():
+            if said.get(name) != key:
+                said[name] = key
+                stamp = time.strftime("%H:%M:%S")
+                console.print(f"{stamp} {name.strip('()')}: {line}")
+
+    yield show
+
+
+def changes(state: RunState) -> dict[str, tuple[str, str]]:
+    """What to say in plain text about the run and each variant: name -> (key that changes when it is worth a line, line)."""
+    lines = {}
+    if state.progress:
+        lines["(run)"] = _line(state.progress.station, state.progress)
+    for name, variant in state.variants.items():
+        if variant.stage in ("scored", "failed"):
+            lines[name] = (variant.stage, f"failed: {variant.reason}" if variant.stage == "failed" else "scored")
+        elif variant.stage != "waiting":
+            lines[name] = _line(AT[variant.stage], variant.progress)
+    return lines
+
+
+def _line(station: Station, progress: Progress | None) -> tuple[str, str]:
+    if progress is None:
+        return f"{station}", f"{station}"
+    share = progress.done * MILESTONES // progress.total if progress.total else 0
+    counted = f" {progress.done:,}/{progress.total:,}" if progress.total else ""
+    line = f"{station}: {progress.step}{counted} {figures(progress)}".rstrip()
+    return f"{station}/{progress.step}/{share}", line
+
+
+def view(state: RunState, elapsed: float, silent: bool) -> RenderableType:
+    """The panel of one run: for each variant its stations, and below them what it is doing; fits into 80 columns."""
+    table = Table.grid(padding=(0, 2))
+    if state.progress and state.status in ("queued", "running"):
+        table.add_row(Text("run", style="bold"), _doing(state.progress))
+    for name, variant in state.variants.items():
+        table.add_row(Text(name, style="bold", overflow="fold"), _stations(variant))
+        if variant.stage == "failed":
+            table.add_row("", Text(variant.reason or "", style="red"))
+        elif variant.progress and variant.stage in AT:
+            table.add_row("", _doing(variant.progress))
+    note = "reconnecting …" if silent else state.status
+    color = {"finished": "green", "failed": "red"}.get(state.status, "yellow" if silent else "cyan")
+    return Panel(table, title=Text(state.id), subtitle=f"{note} · {duration(elapsed)}", border_style=color)
+
+
+def _stations(variant: VariantState) -> Text:
+    """datagen ✓ → trainer ● → ..., in the order of the belt."""
+    if variant.stage == "failed":
+        return Text("failed", style="red")
+    here = STATIONS.index(AT[variant.stage]) if variant.stage in AT else len(STATIONS)
+    text = Text()
+    for index, station in enumerate(STATIONS):
+        mark, style = ("✓", "green") if index < here else ("●", "cyan") if index == here else ("·", "dim")
+        text.append(f"{station} {mark}" + (" → " if index < len(STATIONS) - 1 else ""), style=style)
+    return text
+
+
+def _doing(progress: Progress) -> RenderableType:
+    row = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=progress.total, completed=min(progress.done, progress.total), width=20)
+    counted = f"{progress.done:,}/{progress.total:,}" if progress.total else ""
+    row.add_row(
+        *([bar] if progress.total else []), Text(f"{progress.step} {counted}"), Text(figures(progress), style="dim")
+    )
+    return row
+
+
+def figures(progress: Progress) -> str:
+    """The figures people look for, in a fixed order; unknown ones are left out."""
+    known = {
+        "loss": "loss {:.3f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "rows_per_second": "{:,.0f} rows/s",
+        "cost_usd": "${:.2f}",
+    }
+    parts = [form.format(progress.figures[key]) for key, form in known.items() if key in progress.figures]
+    if "seconds" in progress.figures:
+        parts.append(f"for {duration(progress.figures['seconds'])}")
+    if progress.figures.get("eta_seconds"):
+        parts.append(f"{duration(progress.figures['eta_seconds'])} left")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
