@@ -1,11 +1,12 @@
-"""The three kinds of error that decide everything.
+"""The kinds of error that decide everything.
 
     UnderstudyError            says what was wrong, where, and what to do
     ├── Invalid                the input is wrong and will stay wrong  -> dead letter, the variant or run fails, life goes on
     ├── Transient              the world is in the way for a while     -> retry with backoff, then treated as Invalid
+    ├── Unsupported            this replica is too old for it          -> left for a newer one, never done differently
     └── Fatal                  this process cannot go on               -> exit code 70, the platform restarts or reports
 
-Does not: log, retry or exit. Those who catch do (`service.py`, `cli.py`).
+Does not: log, retry or exit. Those who catch do (`belt/loop.py`, `understudy_cli`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Invalid(UnderstudyError):
 
 class Transient(UnderstudyError):
     """Something outside is not available right now; trying again may help."""
+
+
+class Unsupported(UnderstudyError):
+    """What is asked for is sound, but made for a newer version or another build than this process."""
 
 
 class Fatal(UnderstudyError):

@@ -1,20 +1,43 @@
-"""Every message on the bus: frozen, versioned in its `type`, decoded from a tagged union.
+"""Every message on the bus: frozen, small, versioned in its `type`, decoded from a tagged union.
 
-Requests are imperative or `...Requested`, facts are past tense. A message carries what the next station needs; bytes
-of any size travel as `Artifact`. Additive changes keep the version; anything else is a new type. Does not know topics
-(`topics.py`)."""
+Requests are imperative or `...Requested`, facts are past tense. A message carries what the next station needs, in less
+than 4 KB; bytes of any size travel as `Artifact`. Additive changes keep the version, anything else is a new type, and a
+reader meets both: unknown fields are ignored, a newer version of a known message is `Unsupported` and waits for a
+replica that reads it. Does not know topics (`topics.py`)."""
 
 from __future__ import annotations
 
+import json
+import re
+import zlib
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from understudy.errors import Invalid
-from understudy.recipe import Recipe
+from understudy.errors import Invalid, Unsupported
 
 Station = Literal["datagen", "trainer", "inference", "evaluator"]
 STATIONS: tuple[Station, ...] = ("datagen", "trainer", "inference", "evaluator")
+LONGEST_REASON = 1000
+"""Characters."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def cut(text: str, characters: int = LONGEST_REASON) -> str:
+    """The beginning of `text`, with a sign where something is missing; at most three times as many bytes of JSON."""
+    text = _CONTROL.sub(" ", text)
+    short = text[:characters]
+    while len(json.dumps(short, ensure_ascii=False).encode()) > 3 * characters:
+        short = short[: len(short) * 9 // 10]
+    return text if short == text else f"{short[:-1]}…"
+
+
+def _cut_value(value: object) -> object:
+    return cut(value) if isinstance(value, str) else value
+
+
+Reason = Annotated[str, BeforeValidator(_cut_value)]
+"""Cut at `LONGEST_REASON` characters, so that no reason makes a message too large."""
 
 
 class Frozen(BaseModel):
@@ -26,10 +49,8 @@ class Frozen(BaseModel):
 class Artifact(Frozen):
     """A finished folder in the artifact store."""
 
-    uri: str
-    """Of its manifest."""
     sha256: str
-    """Of the manifest's bytes, and so of every file."""
+    """Of its manifest, and so of every file."""
 
 
 class Message(Frozen):
@@ -37,100 +58,208 @@ class Message(Frozen):
 
     type: str
     run: str
+    generation: int = Field(default=1, ge=1)
+    """How many times the run was asked for: a run that was cancelled or failed is taken up again as the next one."""
+    attempt: int = Field(default=1, ge=1)
+    """How many times an operator had this tried: a dead letter is replayed as the next one."""
 
     @property
     def key(self) -> str:
         """Messages with the same key keep their order."""
         return self.run
 
+    def place(self, partitions: int) -> int:
+        """The partition of its topic, of so many."""
+        return zlib.crc32(self.key.encode()) % partitions
 
-class RunRequested(Message):
-    """Make the datasets of a run, then ask for every variant."""
-
-    type: Literal["run.requested.v1"] = "run.requested.v1"
-    recipe: Recipe
+    def again(self) -> Self:
+        """The same message, to be tried once more."""
+        return self.model_copy(update={"attempt": self.attempt + 1})
 
 
-class OnBelt(Message):
-    """A variant riding the belt."""
+class OfItem(Message):
+    """About one item of a run."""
 
-    variant: str
-    recipe: Recipe
-    datasets: dict[str, Artifact]
-    """Dataset name -> artifact, see `records.SPLITS`; prompts of panel P under `recipe.prompts_dataset(P)`."""
+    item: str
 
     @property
     def key(self) -> str:
-        return f"{self.run}/{self.variant}"
+        return f"{self.run}/{self.item}"
+
+
+# --- what a run is asked to do
+
+
+class RunRequested(Message):
+    """Make the datasets of a run; its items follow."""
+
+    type: Literal["run.requested.v2"] = "run.requested.v2"
+    plan: Artifact
+    """`plan.json`, see `understudy/plan.py`."""
+    name: str
+    bases: tuple[str, ...] = ()
+    """Names of the base models, at most 8 of them."""
+    items: int
+    """How many there are."""
+    owner: str = ""
+    """Who asked."""
+
+
+class ItemPlanned(OfItem):
+    """One item of a run, as lists show it."""
+
+    type: Literal["item.planned.v1"] = "item.planned.v1"
+    index: int
+    """Its place in the plan."""
+    base: str
+    """Name of its base model."""
+    what: str = ""
+    """What it is trained on, in a few words; empty when on nothing."""
+    ends_at: Literal["served", "scored"] = "scored"
+
+
+class CancelRequested(Message):
+    """A wish: what is of this generation or an earlier one, and has not ended, shall end."""
+
+    type: Literal["cancel.requested.v1"] = "cancel.requested.v1"
+    item: str | None = None
+    """None: the whole run."""
+    owner: str = ""
+
+
+class RunDeleted(Message):
+    """The run is forgotten, whatever of it still waits or works."""
+
+    type: Literal["run.deleted.v1"] = "run.deleted.v1"
+    owner: str = ""
+
+
+# --- what rides the belt
+
+
+class OnBelt(OfItem):
+    """An item that a station shall take."""
+
+    index: int
+    """Its place in the plan: items of a run go to partitions in turn."""
+    base: int = 0
+    """Which of the plan's bases."""
+    plan: Artifact
+    datasets: Artifact | None = None
+    """`datasets.json`: {dataset name: Artifact}; prompts of panel P under `plan.prompts_dataset(P)`."""
+    needs: tuple[str, ...] = ()
+    """Features without which a replica must not touch it."""
+
+    def place(self, partitions: int) -> int:
+        return (zlib.crc32(self.run.encode()) + self.index) % partitions
 
     @classmethod
     def following(cls, before: OnBelt, **more: object) -> Self:
         """The next station's message: what rides along from `before`, plus `more`."""
-        return cls(run=before.run, variant=before.variant, recipe=before.recipe, datasets=before.datasets, **more)
+        along = {name: getattr(before, name) for name in OnBelt.model_fields if name not in ("type", "needs")}
+        return cls.model_validate(along | more)
 
 
 class TrainingRequested(OnBelt):
-    """Train one variant; the base passes through with nothing to train."""
+    """Train one adapter."""
 
-    type: Literal["training.requested.v1"] = "training.requested.v1"
-
-
-class ModelTrained(OnBelt):
-    """A variant's weights are ready to serve."""
-
-    type: Literal["model.trained.v1"] = "model.trained.v1"
-    adapter: Artifact | None
-    """PEFT folder plus `training.json`, `probe.json`, README.md; None for the base."""
+    type: Literal["training.requested.v2"] = "training.requested.v2"
 
 
-class ModelServed(OnBelt):
-    """A variant answers on the endpoint, and passed the gate."""
+class ServingRequested(OnBelt):
+    """Bring a base, or an adapter on it, to the endpoint."""
 
-    type: Literal["model.served.v1"] = "model.served.v1"
+    type: Literal["serving.requested.v1"] = "serving.requested.v1"
+    adapter: Artifact | None = None
+    """PEFT folder plus `training.json`, `probe.json`, README.md; None for the base itself."""
+
+    def place(self, partitions: int) -> int:
+        """By base: what waits for one engine waits behind nothing else of its run."""
+        return (zlib.crc32(self.run.encode()) + self.base) % partitions
+
+
+class ScoringRequested(OnBelt):
+    """Ask a model that answers on the endpoint, and score its answers."""
+
+    type: Literal["scoring.requested.v1"] = "scoring.requested.v1"
     model: str
     """Name to ask for on the endpoint."""
-    adapter: Artifact | None
+    adapter: Artifact | None = None
 
 
-class VariantScored(Message):
-    """A variant answered every panel and was scored."""
+# --- what has happened
 
-    type: Literal["variant.scored.v1"] = "variant.scored.v1"
-    variant: str
-    recipe: Recipe
-    datasets: dict[str, Artifact]
+
+class DatasetsMade(Message):
+    """All datasets of a run are there: its items may begin."""
+
+    type: Literal["datasets.made.v1"] = "datasets.made.v1"
+    plan: Artifact
+    datasets: Artifact
+
+
+class ModelServed(OfItem):
+    """A model answers on the endpoint, and passed the gate."""
+
+    type: Literal["model.served.v2"] = "model.served.v2"
+    model: str
+    """Name to ask for on the endpoint."""
+    base: str
+    """Its base as the plan names it, to be resolved again after a restart."""
+    parent: str | None = None
+    """Name of the base on the endpoint; None when the model is a base itself."""
+    rank: int = 1
+    """Of the adapter."""
+    adapter: Artifact | None = None
+
+    @property
+    def key(self) -> str:
+        return self.run
+
+
+class Ended(OfItem):
+    """An item left the belt."""
+
+    @property
+    def key(self) -> str:
+        """All ends of a run, and the wishes about it, are in one order."""
+        return self.run
+
+
+class ItemServed(Ended):
+    """An item whose ride ends there answers on the endpoint."""
+
+    type: Literal["item.served.v1"] = "item.served.v1"
+    model: str
+
+
+class ItemScored(Ended):
+    """An item answered every panel and was scored."""
+
+    type: Literal["item.scored.v1"] = "item.scored.v1"
     scores: Artifact
 
 
-class VariantFailed(Message):
-    """A variant left the belt before its end; the run goes on without it."""
+class ItemFailed(Ended):
+    """An item left the belt before its end; the run goes on without it."""
 
-    type: Literal["variant.failed.v1"] = "variant.failed.v1"
-    variant: str
-    recipe: Recipe
-    datasets: dict[str, Artifact]
+    type: Literal["item.failed.v1"] = "item.failed.v1"
     station: Station
-    reason: str
+    reason: Reason
 
 
-class ReportPublished(Message):
-    """The run is over; its report is ready."""
+class RunClosed(Message):
+    """Nothing of the run is on the belt any more."""
 
-    type: Literal["report.published.v1"] = "report.published.v1"
-    report: Artifact
-    """Folder with `report.html` and `report.json`."""
-    failed: dict[str, str] = Field(default_factory=dict)
-    """Variant -> reason."""
-
-
-class RunFailed(Message):
-    """The run ended without a report."""
-
-    type: Literal["run.failed.v1"] = "run.failed.v1"
-    station: Station
-    reason: str
-    failed: dict[str, str] = Field(default_factory=dict)
-    """Variant -> reason, when the run failed because no variant came through."""
+    type: Literal["run.closed.v1"] = "run.closed.v1"
+    status: Literal["finished", "failed", "cancelled"]
+    outcome: str | None = None
+    """Of which ends and wishes this speaks: `turns.outcome`. None: the run never came so far."""
+    report: Artifact | None = None
+    """Folder with `report.html` and `report.json`; None when nothing was scored."""
+    station: Station = "evaluator"
+    reason: Reason | None = None
+    """Why it failed."""
 
 
 class Progress(Message):
@@ -138,7 +267,7 @@ class Progress(Message):
 
     type: Literal["progress.v1"] = "progress.v1"
     station: Station
-    variant: str | None = None
+    item: str | None = None
     step: str
     """Short phrase: `training`, `remarks: writing instructions`, `in-domain`."""
     done: int = 0
@@ -146,10 +275,14 @@ class Progress(Message):
     """Zero when unknown."""
     figures: dict[str, float] = Field(default_factory=dict)
     """E.g. loss, tokens_per_second, eta_seconds."""
+    mark: int | None = None
+    """How far the message's work is in all, in units of its own that only grow: what tells slow work from poison."""
+    at: float = 0.0
+    """Seconds since the epoch; of two about the same the later one counts. The loop sets it."""
 
     @property
     def key(self) -> str:
-        return f"{self.run}/{self.variant or self.station}"
+        return f"{self.run}/{self.item or self.station}"
 
 
 class DeadLetter(Message):
@@ -158,7 +291,7 @@ class DeadLetter(Message):
     type: Literal["dead.letter.v1"] = "dead.letter.v1"
     topic: str
     station: Station
-    reason: str
+    reason: Reason
     attempts: int
     value: str
     """The message as it was, text; bytes that are none are replaced."""
@@ -169,38 +302,58 @@ class DeadLetter(Message):
 
 AnyMessage = Annotated[
     RunRequested
+    | ItemPlanned
+    | CancelRequested
+    | RunDeleted
     | TrainingRequested
-    | ModelTrained
+    | ServingRequested
+    | ScoringRequested
+    | DatasetsMade
     | ModelServed
-    | VariantScored
-    | VariantFailed
-    | ReportPublished
-    | RunFailed
+    | ItemServed
+    | ItemScored
+    | ItemFailed
+    | RunClosed
     | Progress
     | DeadLetter,
     Field(discriminator="type"),
 ]
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
+_STEMS = {
+    kind.model_fields["type"].default.rpartition(".v")[0]: int(kind.model_fields["type"].default.rpartition(".v")[2])
+    for kind in AnyMessage.__args__[0].__args__  # type: ignore[attr-defined]
+}
+"""What a message is called -> the version that is read here."""
 
 
 def encode(message: Message) -> bytes:
     """JSON as it travels."""
-    return message.model_dump_json().encode()
+    return message.model_dump_json(exclude_none=True).encode()
 
 
 def decode(value: bytes) -> AnyMessage:
-    """The message in `value`; raises `Invalid` when it is none."""
+    """The message in `value`; raises `Unsupported` when it is of a newer version, `Invalid` when it is none."""
     try:
         return _ADAPTER.validate_json(value)
     except ValidationError as error:
+        if newer := _newer(value):
+            raise Unsupported(f"A message of type {newer} is newer than this replica", "Upgrade it.") from error
         first = error.errors()[0]
         raise Invalid(f"Not a message of the belt: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
 
 
-def failure(message: Message, station: Station, reason: str) -> VariantFailed | RunFailed:
+def _newer(value: bytes) -> str | None:
+    try:
+        kind = str(json.loads(value)["type"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    stem, _, version = kind.rpartition(".v")
+    return kind if stem in _STEMS and re.fullmatch(r"\d{1,4}", version) and int(version) > _STEMS[stem] else None
+
+
+def failure(message: Message, station: Station, reason: str) -> ItemFailed | RunClosed:
     """The fact to publish when `message` could not be handled at `station`."""
+    where = {"run": message.run, "generation": message.generation, "attempt": message.attempt}
     if isinstance(message, OnBelt):
-        return VariantFailed.model_validate(
-            message.model_dump(exclude={"type"}) | {"station": station, "reason": reason}
-        )
-    return RunFailed(run=message.run, station=station, reason=reason)
+        return ItemFailed(**where, item=message.item, station=station, reason=reason)
+    return RunClosed(**where, status="failed", station=station, reason=reason)

@@ -23,8 +23,10 @@ class Record:
     timestamp: float
     """Seconds since the epoch, when it was published."""
     value: bytes
-    attempt: int = 1
-    """How many times this record was handed to the group, this one included; 1 in a replay."""
+    delivery: int = 1
+    """How many times this record was handed to the group since it last got further, this time included; 1 in a replay."""
+    furthest: int = 0
+    """The mark it had got to before (`Subscription.furthest`)."""
 
 
 class Fenced(Exception):
@@ -32,35 +34,52 @@ class Fenced(Exception):
 
 
 class Subscription(Protocol):
-    """One member of a group, used by one thread."""
+    """One member of a group, used by one thread. It may have several records in hand, of different partitions."""
 
     def poll(self, timeout: float) -> Record | None:
-        """The next record of a partition this member holds, or None after `timeout` seconds."""
+        """The oldest next record over all partitions this member may take one from, or None after `timeout` seconds.
+
+        It is in hand from here on, and with it its partition, until it is committed, given back or lost.
+        """
 
     def keep_alive(self) -> None:
-        """Say that this member lives while it works on a record; call at least every second. Raises `Fenced`."""
+        """Say that this member lives while it has records in hand; call at least every second."""
+
+    def holds(self, record: Record) -> bool:
+        """Whether the record is still ours, as far as the latest `keep_alive` could see."""
+
+    def furthest(self, record: Record, mark: int) -> None:
+        """The work on `record` got to `mark`, further than ever: its deliveries are counted from 1 again, also by whoever
+        has it next. Does nothing for a record that is not ours any more."""
 
     def commit(self, record: Record, outputs: Sequence[Message] = ()) -> None:
         """Publish `outputs` and mark `record` done, both or neither. Raises `Fenced`."""
 
+    def give_back(self, record: Record) -> None:
+        """Let go of it in order: it is handed out again, to whomever, and this delivery does not count."""
+
+    def decline(self, record: Record) -> None:
+        """Let go of it in order, because this member can never do it: others may get it, this member does not again."""
+
     def close(self) -> None:
-        """Leave the group; what is uncommitted goes to the others at once."""
+        """Give back what is in hand and leave the group; all of it goes to the others at once."""
 
 
 class Bus(Protocol):
     """A connection to the bus; safe to share between threads."""
 
-    def publish(self, message: Message) -> None:
-        """Append a message; it is on the bus when this returns."""
+    def publish(self, *messages: Message) -> None:
+        """Append messages, in this order; they are on the bus when this returns. Together only if nothing goes wrong."""
 
     def subscribe(self, group: str, topics: Sequence[str], member: str) -> Subscription:
         """Join `group`; a member of the same name that vanished is replaced at once, one that lives is `Fenced`."""
 
     def replay(self, topics: Sequence[str], follow: bool = False) -> Iterator[Record | None]:
-        """All records from the beginning, in publishing order per key, without a group.
+        """All records from the beginning, in publishing order per key, without a group; of a compacted topic recent ones only.
 
         Ends at the present, or with `follow` goes on for ever, yielding None several times a second while there is nothing
-        new; the first None comes when everything that was there at the start has been read.
+        new; the first None comes as soon as everything that was there at the start has been read, however much is
+        published meanwhile.
         """
 
     def lag(self, group: str) -> dict[str, int]:
