@@ -1,0 +1,39 @@
+"""How work that blocks a thread learns that it shall stop: a cancelled run, a service that ends.
+
+    with interruptible(stop):          # the loop, around a handler's step
+        ...
+        check()                        # long calls, between two pieces of their work: raises `Interrupted`
+
+Interrupts nothing by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Interrupted(BaseException):
+    """This work is not wanted any more. Not an Exception, so that nobody takes it for a failure and goes on."""
+
+
+_here = threading.local()
+
+
+@contextmanager
+def interruptible(stop: threading.Event) -> Iterator[None]:
+    """Inside, in this thread, `check` raises once `stop` is set."""
+    before = getattr(_here, "stop", None)
+    _here.stop = stop
+    try:
+        yield
+    finally:
+        _here.stop = before
+
+
+def check() -> None:
+    """Raise `Interrupted` when this thread's work shall stop; nothing where nobody can ask for that."""
+    stop: threading.Event | None = getattr(_here, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Interrupted

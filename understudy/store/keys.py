@@ -1,0 +1,60 @@
+"""The names of artifacts: one function for each kind, and no other place spells them.
+
+Everything a run makes lies under `runs/<run>`, so that a run can be forgotten as a whole.
+"""
+
+from __future__ import annotations
+
+
+def run(run: str) -> str:
+    """Prefix of all that a run made."""
+    return f"runs/{run}"
+
+
+def plan(run: str) -> str:
+    """`plan.json`."""
+    return f"runs/{run}/plan"
+
+
+def dataset(run: str, name: str) -> str:
+    """One dataset, see `records.SPLITS`."""
+    return f"runs/{run}/datasets/{name}"
+
+
+def datasets(run: str) -> str:
+    """`datasets.json`: which artifact each dataset is."""
+    return f"runs/{run}/datasets-made"
+
+
+def adapter(run: str, item: str) -> str:
+    """PEFT folder of an item."""
+    return f"runs/{run}/adapters/{item}"
+
+
+def scores(run: str, item: str) -> str:
+    """Answers and scores of an item."""
+    return f"runs/{run}/scores/{item}"
+
+
+def report(run: str, outcome: str) -> str:
+    """The report on one outcome of a run."""
+    return f"runs/{run}/reports/{outcome}"
+
+
+def training_log(run: str, item: str) -> str:
+    """What the training of an item said; no part of its result."""
+    return f"runs/{run}/logs/{item}"
+
+
+FILES = "files"
+FILE_CARDS = "file-cards"
+
+
+def file(file_id: str) -> str:
+    """The bytes of an uploaded file."""
+    return f"{FILES}/{file_id}"
+
+
+def file_card(file_id: str) -> str:
+    """What the API says about an uploaded file."""
+    return f"{FILE_CARDS}/{file_id}"
