@@ -5,13 +5,17 @@ gets the pinned plain one. Loads no weights and no tokenizer."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from understudy.errors import Invalid
+from understudy.plan import PlannedBase
 
 PLAIN_TEMPLATE = Path(__file__).with_name("plain.jinja")
+_END = 1 << 20
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,35 @@ def resolve(base: str, models: Path) -> Base:
             f"Base model `{base}` carries no revision", f"Pin it: `{name}@<commit>`, so that the run can be repeated."
         )
     return Base(name=name, path=name, revision=revision, template=None)
+
+
+def planned(reference: str, models: Path) -> PlannedBase:
+    """What a plan says of the base `reference`; raises as `resolve`."""
+    base = resolve(reference, models)
+    local = base.revision is None
+    return PlannedBase(
+        name=base.name,
+        reference=reference,
+        revision=base.revision,
+        fingerprint=fingerprint(Path(base.path)) if local else None,
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells two models in folders apart in milliseconds: config and tokenizer whole, of the weights name, size and both ends."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors", ".model") and path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                if size <= 2 * _END:
+                    digest.update(file.read())
+                else:
+                    digest.update(file.read(_END))
+                    file.seek(-_END, 2)
+                    digest.update(file.read(_END))
+    return digest.hexdigest()
 
 
 def _template(folder: Path) -> Path | None:

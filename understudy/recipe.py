@@ -1,12 +1,12 @@
 """The recipe: the one YAML file a user writes, validated, with errors that say where and what to do.
 
-Only `datasets` with a source is needed; every other key has a default that works. Does not read the data it names
-(datagen does), resolve the base model (`models.py`) or upload files (`cli/`).
+Only `datasets` with a source is needed; every other key has a default that works. Strict at the doors: `parse` refuses
+unknown keys. The same classes are tolerant where a plan carries them (`plan.py`), so that an older reader accepts what a
+newer one added. Does not read the data it names (datagen does), resolve bases (`bases.py`) or upload files.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -16,9 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from understudy.errors import Invalid
+from understudy.hints import nearest
 
 BASE = "base"
-"""Name of the variant that is the untouched base model; it rides the belt like the others."""
+"""Name of the item that is the untouched base model; it rides the belt like the others."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Metric = Literal["accuracy", "precision", "recall", "f1", "perplexity", "bleu", "rougeL"]
@@ -26,9 +27,9 @@ MAX_RECIPE_BYTES = 256 * 1024
 
 
 class Section(BaseModel):
-    """Base of all recipe parts: immutable, unknown keys refused."""
+    """Base of all recipe parts: immutable, numbers finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Columns(Section):
@@ -88,11 +89,17 @@ class Dataset(Section):
         return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
 
 
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+Mix = Annotated[dict[str, Weight], Field(min_length=1)]
+
+
 class Variant(Section):
     """What one adapter is trained on."""
 
-    train: str | dict[str, float] | tuple[str | dict[str, float], ...]
+    train: str | Mix | Annotated[tuple[str | Mix, ...], Field(min_length=1)]
     """A dataset; a mix {dataset: weight}; or a list of these trained one after another into ONE adapter."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this variant's training that differ from those of all, e.g. {learning_rate: 0.001}."""
 
     def stages(self) -> tuple[dict[str, float], ...]:
         """The stages in order, each {dataset: weight}."""
@@ -159,11 +166,13 @@ class Recipe(Section):
     """One run: data, variants, training, evaluation."""
 
     name: Name = "run"
-    base: str = "seedling"
-    """A folder, a name under the models folder, or a hub id with `@revision`."""
-    seed: int = 17
+    base: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = "seedling"
+    """A folder, a name under the models folder, or a hub id with `@revision`; or several of them."""
+    seed: int = Field(default=17, ge=0, lt=2**31)
+    seeds: int = Field(default=1, ge=1, le=16)
+    """How many times each variant is trained, with `seed`, `seed + 1`, ...: shows what another training would give."""
     datasets: dict[Name, Dataset] = Field(min_length=1)
-    variants: dict[Name, Variant] = Field(default_factory=dict)
+    variants: dict[Name, Variant] = Field(default_factory=dict, max_length=500)
     """Empty: one variant per dataset that has training rows."""
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -176,7 +185,7 @@ class Recipe(Section):
         used += [(f"evaluation.panels.{n}", p.dataset) for n, p in self.evaluation.panels.items() if p.dataset]
         for where, data in used:
             if data not in self.datasets:
-                raise ValueError(f"{where}: no dataset called `{data}`{_nearest(data, list(self.datasets))}")
+                raise ValueError(f"{where}: no dataset called `{data}`{nearest(data, self.datasets)}")
         for name, panel in self.evaluation.panels.items():
             classes = {"accuracy", "precision", "recall", "f1"} & set(panel.metrics)
             if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
@@ -187,22 +196,36 @@ class Recipe(Section):
         """Variants to train, in recipe order; filled in when the recipe names none."""
         return self.variants or {n: Variant(train=n) for n, d in self.datasets.items() if d.rows.train}
 
-    def all_variants(self) -> tuple[str, ...]:
-        """Names of all variants, the base first."""
-        return (BASE, *self.trained())
+    def bases(self) -> tuple[str, ...]:
+        """All of them, as written."""
+        return (self.base,) if isinstance(self.base, str) else self.base
 
-    def run_id(self, attempt: str = "") -> str:
-        """Same recipe (with its uploaded files), same id: the command that made a run finds it again.
+    def training_of(self, variant: str) -> Training:
+        """The settings of one variant's training: those of all, with its own on top."""
+        own = self.trained()[variant].training
+        return Training.model_validate(_merged(self.training.model_dump(), own)) if own else self.training
 
-        `attempt` sets apart a run that shall start afresh.
+    def written(self) -> dict[str, Any]:
+        """What the user wrote, without the defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def run_id(self, fresh: str = "") -> str:
+        """Follows from what the user wrote and the files named there: the command that made a run finds it again, also
+        after keys with defaults were added to recipes.
+
+        `fresh` sets apart a run that shall start anew.
         """
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True) + attempt
+        canonical = json.dumps(self.written(), sort_keys=True) + fresh
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
 
-def prompts_dataset(panel: str) -> str:
-    """Name under which datagen publishes the prompts file of `panel` among the run's datasets."""
-    return f"panel:{panel}"
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if _two(below, above, name)}
+    return below | above | both
+
+
+def _two(below: dict[str, Any], above: dict[str, Any], name: str) -> bool:
+    return isinstance(below[name], dict) and isinstance(above[name], dict)
 
 
 def load(path: Path) -> Recipe:
@@ -227,17 +250,31 @@ def parse(document: object, where: str) -> Recipe:
     if not isinstance(document, dict):
         raise Invalid(f"{where} is not a recipe: expected keys such as `datasets:` at the top level")
     try:
-        return Recipe.model_validate(document)
+        recipe = Recipe.model_validate(document, extra="forbid")
+        for name, variant in recipe.variants.items():
+            _check_own(recipe, name, variant)
+        return recipe
     except ValidationError as error:
         raise Invalid(
             f"{where}: {'; '.join(_explain(e) for e in error.errors()[:3])}", "See docs/recipes.md for every key."
         ) from None
 
 
+def _check_own(recipe: Recipe, name: str, variant: Variant) -> None:
+    """The settings of one variant, as strict as those of all."""
+    if variant.training:
+        try:
+            Training.model_validate(_merged(recipe.training.model_dump(), variant.training), extra="forbid")
+        except ValidationError as error:
+            place = f"variants.{name}.training"
+            explained = "; ".join(_explain({**e, "loc": (place, *e["loc"])}) for e in error.errors()[:3])
+            raise Invalid(explained, "See docs/recipes.md for every key.") from None
+
+
 def _explain(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "the recipe"
     if error["type"] == "extra_forbidden":
-        return f"unknown key `{place}`{_nearest(str(error['loc'][-1]), _known_keys())}"
+        return f"unknown key `{place}`{nearest(str(error['loc'][-1]), _known_keys())}"
     message = error["msg"].removeprefix("Value error, ")
     return message if place == "the recipe" else f"`{place}`: {message}"
 
@@ -245,8 +282,3 @@ def _explain(error: Any) -> str:
 def _known_keys() -> list[str]:
     sections = (Recipe, Dataset, Columns, Generator, Rows, Variant, Lora, Training, Panel, Evaluation)
     return sorted({key for section in sections for key in section.model_fields})
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean `{close[0]}`?)" if close else f" (known: {', '.join(known)})"

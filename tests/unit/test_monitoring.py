@@ -21,7 +21,7 @@ import services.datagen.build
 import services.inference.engine
 import services.inference.meter  # noqa: F401 (their metrics register with the import)
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.service.telemetry import Lag, Outcome
+from understudy.belt.telemetry import Lag, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "monitoring"

@@ -12,12 +12,14 @@ import re
 import zlib
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from understudy.errors import Invalid, Unsupported
+from understudy.terms import STATIONS as STATIONS
+from understudy.terms import Artifact as Artifact
+from understudy.terms import Frozen as Frozen
+from understudy.terms import Station as Station
 
-Station = Literal["datagen", "trainer", "inference", "evaluator"]
-STATIONS: tuple[Station, ...] = ("datagen", "trainer", "inference", "evaluator")
 LONGEST_REASON = 1000
 """Characters."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -38,19 +40,6 @@ def _cut_value(value: object) -> object:
 
 Reason = Annotated[str, BeforeValidator(_cut_value)]
 """Cut at `LONGEST_REASON` characters, so that no reason makes a message too large."""
-
-
-class Frozen(BaseModel):
-    """Base of everything here. Unknown keys are ignored, so that an older reader accepts an additive change."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Artifact(Frozen):
-    """A finished folder in the artifact store."""
-
-    sha256: str
-    """Of its manifest, and so of every file."""
 
 
 class Message(Frozen):
@@ -128,7 +117,7 @@ class CancelRequested(Message):
 
 
 class RunDeleted(Message):
-    """The run is forgotten, whatever of it still waits or works."""
+    """The run is forgotten up to this generation, whatever of it still waits or works."""
 
     type: Literal["run.deleted.v1"] = "run.deleted.v1"
     owner: str = ""
@@ -248,8 +237,22 @@ class ItemFailed(Ended):
     reason: Reason
 
 
+class ReportRequested(Message):
+    """Nothing of the run is on the belt any more: say what it came to."""
+
+    type: Literal["report.requested.v1"] = "report.requested.v1"
+    outcome: str
+    """Of which ends and wishes it shall speak: `turns.outcome`."""
+    status: Literal["finished", "failed", "cancelled"]
+    reason: Reason | None = None
+    """Why it failed."""
+    plan: Artifact | None = None
+    """None when the run was cancelled before its datasets were made."""
+    datasets: Artifact | None = None
+
+
 class RunClosed(Message):
-    """Nothing of the run is on the belt any more."""
+    """The run is over, and its report is ready."""
 
     type: Literal["run.closed.v1"] = "run.closed.v1"
     status: Literal["finished", "failed", "cancelled"]
@@ -313,6 +316,7 @@ AnyMessage = Annotated[
     | ItemServed
     | ItemScored
     | ItemFailed
+    | ReportRequested
     | RunClosed
     | Progress
     | DeadLetter,
@@ -321,7 +325,7 @@ AnyMessage = Annotated[
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
 _STEMS = {
     kind.model_fields["type"].default.rpartition(".v")[0]: int(kind.model_fields["type"].default.rpartition(".v")[2])
-    for kind in AnyMessage.__args__[0].__args__  # type: ignore[attr-defined]
+    for kind in AnyMessage.__args__[0].__args__
 }
 """What a message is called -> the version that is read here."""
 
@@ -353,7 +357,18 @@ def _newer(value: bytes) -> str | None:
 
 def failure(message: Message, station: Station, reason: str) -> ItemFailed | RunClosed:
     """The fact to publish when `message` could not be handled at `station`."""
-    where = {"run": message.run, "generation": message.generation, "attempt": message.attempt}
+    run, generation, attempt = message.run, message.generation, message.attempt
     if isinstance(message, OnBelt):
-        return ItemFailed(**where, item=message.item, station=station, reason=reason)
-    return RunClosed(**where, status="failed", station=station, reason=reason)
+        return ItemFailed(
+            run=run, generation=generation, attempt=attempt, item=message.item, station=station, reason=reason
+        )
+    outcome = message.outcome if isinstance(message, ReportRequested) else None
+    return RunClosed(
+        run=run,
+        generation=generation,
+        attempt=attempt,
+        status="failed",
+        outcome=outcome,
+        station=station,
+        reason=reason,
+    )

@@ -1,11 +1,13 @@
 """The one consumer loop: poll, decode, handle, publish what the handler yields, commit.
 
 A handler is a generator `(message) -> Iterator[Message]`. `Progress` goes out at once; everything else is published
-in the same step that commits the message it answers, so a crash at any point neither loses nor doubles a message. The
-handler runs in a worker thread while the loop keeps the membership alive, so work may take hours. Errors decide:
-Invalid -> dead letter and a failure fact, Transient -> again with backoff, Fatal -> raise.
+in the same step that commits the message it answers, so a crash at any point neither loses nor doubles a message. Each of
+up to `width` messages in hand is handled in a worker thread while the loop keeps the membership alive, so work may take
+hours. Errors decide: Invalid -> dead letter and a failure fact, Transient -> again with backoff, Unsupported -> left for a
+newer replica, Fatal -> raise. A message whose run was cancelled is closed wherever it is, and committed without a word:
+who asked has been answered by the closer.
 
-Does not know HTTP (`host.py` runs this loop beside a FastAPI app) nor any service.
+Does not know HTTP (`service/host.py` runs loops beside a FastAPI app) nor any service.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from understudy.belt.bus import Bus, Fenced, Record, Subscription
-from understudy.belt.contracts import DeadLetter, Message, Progress, Station, decode, failure
-from understudy.belt.topics import BY_MESSAGE
-from understudy.errors import Fatal, Invalid, Transient
-from understudy.service.telemetry import Meter, Outcome
+from understudy.belt.bus import Bus, Fenced, Record
+from understudy.belt.contracts import DeadLetter, Message, OfItem, OnBelt, Progress, decode, failure
+from understudy.belt.folds.control import Control, Verdict
+from understudy.belt.telemetry import Meter, Outcome
+from understudy.belt.topics import BY_MESSAGE, STATION_OF, Group
+from understudy.errors import Fatal, Invalid, Transient, Unsupported
+from understudy.interrupt import Interrupted, interruptible
 
 Handler = Callable[[Any], Iterator[Message]]
 Handlers = Mapping[type[Message], Handler]
@@ -34,129 +38,285 @@ _DONE = object()
 """What a handler's generator gives when it has ended."""
 
 
+@dataclass(frozen=True)
+class Lane:
+    """What one loop of a service does."""
+
+    group: Group
+    handlers: Handlers
+    width: int = 1
+    """Messages in hand at once."""
+    has: frozenset[str] = frozenset()
+    """Features that this replica has; a message that needs another one is left for a replica that has it."""
+    located: bool = False
+    """Handlers are called with (message, record): they must know where on its topic a message lies."""
+    patient: bool = False
+    """A Transient is tried again for ever: what this lane decides must not be lost to a store that is away."""
+    obeys: tuple[Verdict, ...] = ("cancelled", "deleted")
+    """Verdicts that end the handling of a message."""
+
+
 class Stopped(Exception):
     """The loop was asked to stop; the message stays uncommitted and is delivered again."""
 
 
+class Unwanted(Exception):
+    """The message's run was cancelled or deleted meanwhile."""
+
+
+@dataclass
+class _Hand:
+    """One message in hand."""
+
+    record: Record
+    steps: Generator[Future[Any] | None, None, Outcome]
+    """Gives what it waits for: a future, or None for the next tick."""
+    waits_for: Future[Any] | None = None
+
+
 @dataclass
 class Loop:
-    """Runs one service's handlers until `stop` is set.
+    """Runs one lane until `stop` is set.
 
-    `Loop(bus, "trainer", handlers, member="0").run()` returns after `stop.set()`, raises `Fatal`.
+    `Loop(bus, Lane("trainer", handlers), member="0").run()` returns after `stop.set()`, raises `Fatal`.
     """
 
     bus: Bus
-    station: Station
-    handlers: Handlers
+    lane: Lane
+    control: Control = field(default_factory=Control)
+    ready: Callable[[], object] = lambda: None
+    """Called before the first message: returns once `control` has caught up."""
+    forget: Callable[[str], object] = lambda run: None
+    """Told about a run that was deleted while it was worked on, once the work has ended."""
     member: str = "0"
     stop: threading.Event = field(default_factory=threading.Event)
     attempts: int = 5
     """Tries of one delivery before a Transient or an unexpected error becomes a dead letter."""
     deliveries: int = 30
-    """Deliveries of one message before it is taken for poison: something that ends the process each time."""
+    """Deliveries of one message, without a step forward, before it is taken for poison: something that ends the process each time."""
     backoff: float = 0.5
     """Seconds before the second attempt; doubles each time, up to 30."""
-    keep_alive_every: float = 0.5
-    sleep: Callable[[float], object] | None = None
-    """Replaces waiting in tests; default waits on `stop`."""
+    tick: float = 0.5
+    """Seconds between two looks at stop, control and membership."""
 
     def __post_init__(self) -> None:
-        self._topics = sorted({BY_MESSAGE[message].name for message in self.handlers})
+        self.station = STATION_OF[self.lane.group]
+        self._topics = sorted({BY_MESSAGE[message].name for message in self.lane.handlers})
         self.meter = Meter(self.station, self._topics)
 
     def run(self) -> None:
         """Consume until stopped."""
-        subscription = self.bus.subscribe(self.station, self._topics, f"{self.station}-{self.member}")
-        with ThreadPoolExecutor(1, thread_name_prefix=f"{self.station}-handler") as worker:
-            try:
-                while not self.stop.is_set():
-                    try:
-                        if record := subscription.poll(timeout=0.5):
-                            self.meter.ended(record, self._take(record, subscription, worker))
-                    except Transient as error:  # of the bus itself; what was not committed comes again
-                        log.warning("%s", error)
-                        self.stop.wait(self.backoff)
-            except Stopped:
-                pass
-            finally:
-                subscription.close()
+        self.ready()
+        if self.stop.is_set():
+            return
+        self._subscription = self.bus.subscribe(self.lane.group, self._topics, f"{self.lane.group}-{self.member}")
+        hands: list[_Hand] = []
+        self._workers = ThreadPoolExecutor(self.lane.width, thread_name_prefix=f"{self.lane.group}-handler")
+        try:
+            while not self.stop.is_set() or hands:
+                self._take(hands)
+                self._wait(hands)
+                for hand in list(hands):
+                    self._advance(hand, hands)
+        finally:
+            for hand in hands:
+                hand.steps.close()
+            self._subscription.close()
+            self._workers.shutdown()
 
-    def _take(self, record: Record, subscription: Subscription, worker: ThreadPoolExecutor) -> Outcome:
+    def _take(self, hands: list[_Hand]) -> None:
+        """One more message, if there is room and one is there."""
+        if self.stop.is_set() or len(hands) == self.lane.width:
+            return
+        try:
+            record = self._subscription.poll(timeout=0.05 if hands else 0.5)
+        except Transient as error:  # of the bus itself; what was not committed comes again
+            log.warning("%s", error)
+            self.stop.wait(self.backoff)
+            return
+        if record:
+            hand = _Hand(record, self._deliver(record))
+            hands.append(hand)
+            self._advance(hand, hands)
+
+    def _wait(self, hands: list[_Hand]) -> None:
+        """Until something that a hand waits for is there, at most a tick; not at all while there is room for more."""
+        if hands:
+            self._subscription.keep_alive()
+            futures = [hand.waits_for for hand in hands if hand.waits_for]
+            room = len(hands) < self.lane.width and not self.stop.is_set()
+            if futures:
+                wait(futures, timeout=0 if room else self.tick, return_when=FIRST_COMPLETED)
+            elif not room:
+                self.stop.wait(self.tick / 5)
+
+    def _advance(self, hand: _Hand, hands: list[_Hand]) -> None:
+        """Let a hand go on until it has to wait, or is over."""
+        try:
+            hand.waits_for = next(hand.steps)
+            while hand.waits_for is not None and hand.waits_for.done():
+                hand.waits_for = next(hand.steps)
+        except StopIteration as end:
+            hands.remove(hand)
+            self.meter.ended(hand.record, end.value)
+        except BaseException:
+            hands.remove(hand)
+            raise
+
+    def _deliver(self, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
+        """One record to its end, or let go for redelivery."""
         with self.meter.in_hand(record):
             try:
-                return self._deliver(record, subscription, worker)
+                return (yield from self._attempts(record))
             except Fenced:
                 log.warning("went to another member; dropping this delivery", extra=_context(record))
                 return "fenced"
+            except Stopped:
+                self._subscription.give_back(record)
+                return "given_back"
+            except Unsupported as error:
+                log.warning("left for a newer replica: %s", error, extra=_context(record))
+                self._subscription.decline(record)
+                return "declined"
 
-    def _deliver(self, record: Record, subscription: Subscription, worker: ThreadPoolExecutor) -> Outcome:
-        """One record to its end, or left for redelivery (raises Stopped, Fatal, Fenced)."""
+    def _attempts(self, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
         attempt = 1
         message: Message | None = None
         while True:
             try:
                 message = decode(record.value)
-                if record.attempt > self.deliveries:
+                self._check_wanted(message)
+                self._check_needs(message)
+                if record.delivery > self.deliveries:
                     raise Invalid(
-                        f"Handed out {record.attempt} times without an end: it seems to end the process that handles it"
+                        f"Handed out {record.delivery} times without a step forward: it seems to end the process that handles it"
                     )
-                handler = self.handlers.get(type(message))
-                outputs = self._handle(handler, message, subscription, worker) if handler else []
-                subscription.commit(record, outputs)
+                handler = self.lane.handlers.get(type(message))
+                outputs = (yield from self._handle(handler, message, record)) if handler else []
+                yield from self._commit(record, outputs)
                 return "done"
-            except (Stopped, Fatal, Fenced):
+            except (Stopped, Fatal, Fenced, Unsupported):
                 raise
+            except Unwanted as verdict:
+                log.info("%s: no longer wanted (%s)", getattr(message, "key", "?"), verdict)
+                if message and str(verdict) == "deleted":
+                    self.forget(message.run)
+                yield from self._commit(record, [])
+                return "unwanted"
             except Invalid as error:
-                self._bury(record, message, str(error), attempt, subscription)
+                yield from self._bury(record, message, str(error), attempt)
                 return "dead_letter"
             except Exception as error:
                 if not isinstance(error, Transient):
                     log.exception("handler failed unexpectedly", extra=_context(record))
-                if attempt >= self.attempts:
-                    self._bury(record, message, _last_words(error, attempt), attempt, subscription)
+                for_ever = self.lane.patient and isinstance(error, Transient)
+                if attempt >= self.attempts and not for_ever:
+                    yield from self._bury(record, message, _last_words(error, attempt), attempt)
                     return "dead_letter"
+                if for_ever:
+                    log.warning("%s", error)
                 self.meter.ended(record, "retry")
-                self._wait(min(30.0, self.backoff * 2 ** (attempt - 1)), subscription)
+                yield from self._pause(min(30.0, self.backoff * 2 ** min(attempt - 1, 10)), message, record)
                 attempt += 1
 
     def _handle(
-        self, handler: Handler, message: Message, subscription: Subscription, worker: ThreadPoolExecutor
-    ) -> list[Message]:
-        """Run the handler to its end in the worker thread; returns what shall be published with the commit."""
+        self, handler: Handler, message: Message, record: Record
+    ) -> Generator[Future[Any] | None, None, list[Message]]:
+        """Run the handler to its end in a worker thread; gives what shall be published with the commit."""
         outputs: list[Message] = []
-        steps = worker.submit(lambda: iter(handler(message))).result()
+        furthest, deliveries = record.furthest, record.delivery
+        enough = threading.Event()
+
+        def step(work: Callable[..., Any], *arguments: Any) -> Any:
+            with interruptible(enough):
+                return work(*arguments)
+
+        arguments = (message, record) if self.lane.located else (message,)
+        running: Future[Any] = self._workers.submit(step, lambda: iter(handler(*arguments)))
+        steps: Any = None
         try:
+            yield from self._until(running, message, record)
+            steps = running.result()
             while True:
-                step: Future[object] = worker.submit(next, steps, _DONE)
-                while not wait([step], timeout=self.keep_alive_every).done:
-                    subscription.keep_alive()
-                    if self.stop.is_set():
-                        raise Stopped
-                output = step.result()
+                running = self._workers.submit(step, next, steps, _DONE)
+                yield from self._until(running, message, record)
+                output = running.result()
                 if output is _DONE:
                     return outputs
                 if isinstance(output, Progress):
-                    self.meter.progress(output)
                     self._tell(output)
+                    if output.mark is not None and output.mark > furthest and deliveries > 1:
+                        self._subscription.furthest(record, output.mark)
+                        deliveries = 1
+                    furthest = max(furthest, output.mark or 0)
                 elif isinstance(output, Message):
                     outputs.append(output)
-                if self.stop.is_set():
-                    raise Stopped
-                subscription.keep_alive()
-        finally:
-            # Queued behind the step that may still run: lets the handler's own `finally` end its children.
-            worker.submit(getattr(steps, "close", lambda: None))
+                self._look(message, record)
+        except Interrupted:  # of a step that was told to stop by somebody else
+            raise Stopped from None
+        except (Stopped, Fenced, Unwanted):
+            # The step that may still run comes first; then the handler's own `finally` ends its children. The message stays
+            # in hand until then: two workers on one unit of work would spoil it.
+            enough.set()
+            closing: Future[None] = Future()
+            running.add_done_callback(lambda done: self._workers.submit(_close, done, steps, closing))
+            while not closing.done():
+                yield closing
+            raise
+        except GeneratorExit:  # the loop itself ends by an error
+            enough.set()
+            running.add_done_callback(lambda done: _close(done, steps, Future()))
+            raise
+
+    def _until(self, running: Future[Any], message: Message, record: Record) -> Generator[Future[Any], None, None]:
+        while not running.done():
+            yield running
+            self._look(message, record)
+
+    def _look(self, message: Message | None, record: Record) -> None:
+        """Raise what ends the work on a message from outside."""
+        if self.stop.is_set():
+            raise Stopped
+        if not self._subscription.holds(record):
+            raise Fenced
+        self._check_wanted(message)
+
+    def _check_wanted(self, message: Message | None) -> None:
+        if message and (verdict := self.control.verdict(message)) in self.lane.obeys:
+            raise Unwanted(verdict)
+
+    def _check_needs(self, message: Message) -> None:
+        if isinstance(message, OnBelt) and (lacking := set(message.needs) - self.lane.has):
+            what = ", ".join(sorted(lacking))
+            self._tell(self._progress(message, f"waits for a {self.station} that has {what}; this one has not"))
+            raise Unsupported(f"Item `{message.item}` of {message.run} needs {what}", "Upgrade this replica.")
+
+    def _progress(self, message: Message, step: str) -> Progress:
+        item = message.item if isinstance(message, OfItem) else None
+        about = {"run": message.run, "generation": message.generation, "attempt": message.attempt}
+        return Progress.model_validate(about | {"station": self.station, "item": item, "step": step})
 
     def _tell(self, progress: Progress) -> None:
         """Publish what informs people only: work goes on although nobody hears of it."""
+        self.meter.progress(progress)
         try:
-            self.bus.publish(progress)
+            self.bus.publish(progress.model_copy(update={"at": time.time()}))
         except Transient as error:
             log.warning("progress was not published: %s", error)
 
-    def _bury(
-        self, record: Record, message: Message | None, reason: str, attempts: int, subscription: Subscription
-    ) -> None:
+    def _commit(self, record: Record, outputs: Sequence[Message]) -> Generator[None, None, None]:
+        """Once the work is done, a bus that is away is waited for: the outputs are in hand."""
+        seconds = self.backoff
+        while True:
+            try:
+                self._subscription.commit(record, outputs)
+                return
+            except Transient as error:
+                log.warning("%s", error)
+                yield from self._pause(seconds, None, record)
+                seconds = min(30.0, 2 * seconds)
+
+    def _bury(self, record: Record, message: Message | None, reason: str, attempts: int) -> Generator[None, None, None]:
         """Dead letter and failure fact in one step with the commit: if they cannot be written, nothing is committed."""
         log.error("dead letter: %s", reason, extra=_context(record))
         outputs: list[Message] = [
@@ -173,15 +333,25 @@ class Loop:
         ]
         if message:
             outputs.append(failure(message, self.station, reason))
-        subscription.commit(record, outputs)
+        yield from self._commit(record, outputs)
 
-    def _wait(self, seconds: float, subscription: Subscription) -> None:
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            (self.sleep or self.stop.wait)(min(left, self.keep_alive_every))
-            if self.stop.is_set():
-                raise Stopped
-            subscription.keep_alive()
+    def _pause(self, seconds: float, message: Message | None, record: Record) -> Generator[None, None, None]:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            yield None
+            self._look(message, record)
+
+
+def _close(done: Future[Any], steps: Any, closing: Future[None]) -> None:
+    """End a handler, in a worker's thread, once its last step is over."""
+    try:
+        if steps is None and done.exception() is None:
+            steps = done.result()
+        getattr(steps, "close", lambda: None)()
+    except BaseException:
+        log.exception("a handler did not end well")
+    finally:
+        closing.set_result(None)
 
 
 def _context(record: Record) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from understudy.belt import contracts as c
 
-Group = Literal["datagen", "trainer", "inference", "evaluator", "closer"]
+Group = Literal["datagen", "trainer", "inference", "evaluator", "closer", "reporter"]
 """Who shares the messages of a topic among its members: a service's lane."""
 STATION_OF: dict[str, c.Station] = {
     "datagen": "datagen",
@@ -18,6 +18,7 @@ STATION_OF: dict[str, c.Station] = {
     "inference": "inference",
     "evaluator": "evaluator",
     "closer": "evaluator",
+    "reporter": "evaluator",
 }
 """Group -> the service it is a lane of."""
 DAY = 24 * 3600
@@ -57,6 +58,7 @@ TABLE: tuple[Topic, ...] = (
     Topic("training-requested", (c.TrainingRequested,), ("evaluator",), "trainer", partitions=12),
     Topic("serving-requested", (c.ServingRequested,), ("evaluator", "trainer"), "inference", partitions=24),
     Topic("scoring-requested", (c.ScoringRequested,), ("evaluator", "inference"), "evaluator", partitions=12),
+    Topic("report-requested", (c.ReportRequested,), ("evaluator",), "reporter"),
     Topic("model-served", (c.ModelServed,), ("inference",)),
     Topic("run-closed", (c.RunClosed,), c.STATIONS),
     Topic("progress", (c.Progress,), c.STATIONS, retention=7 * DAY, compacted=True),

@@ -24,9 +24,10 @@ import httpx
 
 from understudy.belt.contracts import STATIONS
 from understudy.embedded.ports import free_ports, holder, is_free
-from understudy.embedded.stackfile import announce, forget, last_words, lock, rotate
+from understudy.embedded.stackfile import announce, forget, lock
 from understudy.errors import FATAL_EXIT, Fatal, disk_full
 from understudy.service.child import Child
+from understudy.service.log import last_words, rotate
 from understudy.settings import PROJECT, Settings
 
 GATEWAY = "inference"
@@ -38,6 +39,8 @@ HEALTHY_AFTER = 30.0
 MAX_DEATHS = 5
 PORT_PATIENCE = 2.0
 """Seconds to wait for the port: services of a stack that was killed a moment ago may still be ending."""
+LOOKS_PER_ROTATION = 300
+"""Logs are looked at every half minute."""
 GRACE = 8.0
 """Seconds a service has to end in order."""
 
@@ -203,8 +206,12 @@ class Stack:
         return self.data / "logs" / f"{name}.log"
 
     def _supervise(self) -> None:
+        looks = 0
         while not self._ended.wait(0.1):
+            looks += 1
             try:
+                for name in self._services if looks % LOOKS_PER_ROTATION == 0 else ():
+                    rotate(self._log(name))
                 for service in self._services.values():
                     self._look_after(service)
             except Fatal as error:

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from understudy.errors import Fatal, disk_full
 
-MAX_LOG_BYTES = 10 << 20
-
 
 def lock(data: Path) -> int:
     """Take the data folder; closing the returned descriptor lets it go. Raises `Fatal` when it is taken or cannot be written."""
@@ -72,20 +70,3 @@ def running(data: Path) -> str | None:
             return ""
     finally:
         os.close(descriptor)
-
-
-def rotate(log: Path) -> None:
-    """Put a long log aside, over the one put aside before."""
-    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-
-
-def last_words(log: Path) -> str:
-    """The last line of a log that says something."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip()[:1000] for line in reversed(lines) if line.strip()), "")

@@ -1,4 +1,4 @@
-"""Runs one service: the consumer loop and the ledger in threads, the HTTP API in the main thread.
+"""Runs one service: its consumer loops and the reader of the folds in threads, the HTTP API in the main thread.
 
 The one place where `python -m services.<name>` comes to life. What differs between services comes in as `build`;
 nothing here knows any of them."""
@@ -11,23 +11,29 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from prometheus_client import REGISTRY
 
-from understudy.belt.bus import Bus
+from understudy.belt import scratch
+from understudy.belt.bus import Bus, Record
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import Station
-from understudy.belt.folds.runs import Ledger
-from understudy.belt.loop import Handlers, Loop
+from understudy.belt.contracts import Message, RunDeleted, Station
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
+from understudy.belt.folds.runs import Runs
+from understudy.belt.folds.served import Models
+from understudy.belt.loop import Lane, Loop
+from understudy.belt.telemetry import Lag
 from understudy.errors import FATAL_EXIT, Fatal, UnderstudyError
 from understudy.service.log import configure
-from understudy.service.telemetry import Lag
 from understudy.service.web import add_errors, add_health
 from understudy.settings import Settings
 from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
+from understudy.store.plans import Plans
 
 S = TypeVar("S", bound=Settings)
 
@@ -38,14 +44,18 @@ class Kernel:
 
     bus: Bus
     store: ArtifactStore
-    ledger: Ledger
+    plans: Plans
+    control: Control
+    runs: Runs
+    models: Models
+    reader: Reader
 
 
 @dataclass(frozen=True)
 class Service:
     """What a service's `bootstrap.build` returns."""
 
-    handlers: Handlers
+    lanes: tuple[Lane, ...]
     router: APIRouter = field(default_factory=APIRouter)
     """The service's own HTTP resources; health, readiness and metrics are added."""
     ready: Callable[[], str | None] = lambda: None
@@ -58,24 +68,46 @@ class Service:
     """Called once, at the end: stop children, flush."""
 
 
+def kernel(settings: Settings, bus: Bus, history: bool = False) -> Kernel:
+    """The kernel on a bus; `history` as `Control` has it."""
+    store = FsspecArtifactStore(settings.artifact_url(), settings.cache())
+    control = Control(history)
+    runs, models = Runs(control), Models()
+    return Kernel(bus, store, Plans(store), control, runs, models, Reader(bus, (control, runs, models)))
+
+
 def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) -> None:
     """Run until SIGTERM or SIGINT; exits with `FATAL_EXIT` after a `Fatal`."""
     configure(station, settings.log_level)
     fatal: list[BaseException] = []
+    stop = threading.Event()
     try:
         bus = connect(settings)
-        ledger = Ledger(bus)
-        kernel = Kernel(bus=bus, store=FsspecArtifactStore(settings.artifact_url(), settings.cache()), ledger=ledger)
-        service = build(settings, kernel)
+        shared = kernel(settings, bus, history=station == "evaluator")
+        service = build(settings, shared)
     except UnderstudyError as error:
         sys.exit(_last_words(station, error))
 
-    loop = Loop(bus, station, service.handlers, member=settings.member)
-    REGISTRY.register(loop.meter)
-    REGISTRY.register(Lag(bus, station))
+    work = settings.work(station)
+    shared.reader.add(_Forgetting(shared.reader, work))
+    loops = [
+        Loop(
+            bus,
+            lane,
+            shared.control,
+            ready=lambda: _until(shared.reader.caught_up, stop),
+            member=settings.member,
+            stop=stop,
+            forget=lambda run: scratch.forget(work, run),
+        )
+        for lane in service.lanes
+    ]
+    for loop in loops:
+        REGISTRY.register(loop.meter)
+    REGISTRY.register(Lag(bus, station, [lane.group for lane in service.lanes]))
     server = uvicorn.Server(
         uvicorn.Config(
-            service.wrap(_app(station, service, loop, ledger)),
+            service.wrap(_app(station, service, shared.reader, stop)),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -93,14 +125,14 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
                 BaseException
             ) as error:  # a thread that dies silently would leave a service that answers but does not work
                 fatal.append(error)
+                stop.set()
                 server.should_exit = True
 
         return run
 
-    threads = [
-        threading.Thread(target=guarded(loop.run), name=f"{station}-loop"),
-        threading.Thread(target=guarded(lambda: ledger.follow(loop.stop)), name=f"{station}-ledger", daemon=True),
-    ]
+    threads = [threading.Thread(target=guarded(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
+    reading = guarded(lambda: shared.reader.follow(stop))
+    threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
     try:
         service.start()
         for thread in threads:
@@ -112,7 +144,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         pass
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        loop.stop.set()
+        stop.set()
         service.close()
         for thread in threads:
             if thread.ident:
@@ -122,17 +154,37 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         sys.exit(_last_words(station, fatal[0]))
 
 
-def _app(station: Station, service: Service, loop: Loop, ledger: Ledger) -> FastAPI:
+def _app(station: Station, service: Service, reader: Reader, stop: threading.Event) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        loop.stop.set()
+        stop.set()
 
     app = FastAPI(title=f"understudy {station}", lifespan=lifespan)
     add_errors(app)
-    add_health(app, station, ready=lambda: service.ready() or (None if ledger.caught_up else "reading the log"))
+    add_health(
+        app, station, ready=lambda: service.ready() or (None if reader.caught_up.is_set() else "reading the log")
+    )
     app.include_router(service.router)
     return app
+
+
+class _Forgetting:
+    """Removes the unfinished work of a run that is deleted while this process lives."""
+
+    topics = ("run-control",)
+
+    def __init__(self, reader: Reader, work: Path) -> None:
+        self._reader, self._work = reader, work
+
+    def read(self, message: Message, record: Record) -> None:
+        if isinstance(message, RunDeleted) and self._reader.caught_up.is_set():
+            scratch.forget(self._work, message.run)
+
+
+def _until(event: threading.Event, stop: threading.Event) -> None:
+    while not event.wait(0.1) and not stop.is_set():
+        pass
 
 
 def _last_words(station: Station, error: BaseException) -> int:

@@ -1,10 +1,18 @@
-"""Logs: one line per event on stderr, time, level, service, message, then the extra fields as key=value."""
+"""Logs: one line per event on stderr, time, level, service, message, then the extra fields as key=value.
+
+Also what is done with the log file of a child: its last words, and keeping it from growing for ever.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
+MOST_BYTES = 10 << 20
+"""Of a log file before it is put aside."""
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -32,3 +40,23 @@ def configure(service: str, level: str) -> None:
     ):
         logging.getLogger(noisy).setLevel("CRITICAL")
     logging.getLogger("kafka").setLevel("WARNING")
+
+
+def rotate(log: Path) -> None:
+    """Put a long log aside, over the one put aside before. Whoever appends to it goes on writing in the emptied file."""
+    if log.exists() and log.stat().st_size > MOST_BYTES:
+        shutil.copyfile(log, log.with_suffix(".log.1"))
+        with log.open("r+b") as file:
+            file.truncate()
+
+
+def last_words(log: Path, lines: int = 1, telling: Sequence[str] = ()) -> str:
+    """The last lines of a log that say something, those with one of the words `telling` in them if there are any."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 16_384))
+            said = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    chosen = [line for line in said if any(word in line for word in telling)] or said
+    return " | ".join(chosen[-lines:])[-1000:]

@@ -1,10 +1,11 @@
-"""What every service's HTTP API has: /healthz, /readyz, /metrics, and errors in OpenAI's shape."""
+"""What every service's HTTP API has: /healthz, /readyz, /metrics, errors and lists in OpenAI's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,6 +13,9 @@ from starlette.exceptions import HTTPException
 
 from understudy.belt.contracts import Station
 from understudy.errors import Invalid, Transient, UnderstudyError
+
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+Order = Literal["asc", "desc"]
 
 
 class NotFound(Invalid):
@@ -22,6 +26,35 @@ def error_response(status: int, message: str, *, param: str | None = None, code:
     """OpenAI's error object."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status_code=status)
+
+
+def page(items: Sequence[Any], has_more: bool) -> dict[str, Any]:
+    """OpenAI's list object, of models or plain objects that have an `id`."""
+    ids = [item["id"] if isinstance(item, dict) else item.id for item in items]
+    return {
+        "object": "list",
+        "data": items,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+        "has_more": has_more,
+    }
+
+
+def page_of(newest_first: Sequence[Any], after: str | None, limit: int, order: Order = "desc") -> dict[str, Any]:
+    """The page with at most `limit` items behind the one whose id is `after`; raises `NotFound` when there is none such."""
+    items = newest_first if order == "desc" else newest_first[::-1]
+    start = 0
+    if after is not None:
+        found = (n for n, item in enumerate(items) if (item["id"] if isinstance(item, dict) else item.id) == after)
+        start = next(found, -1) + 1
+        if not start:
+            raise no_such_place(after)
+    return page(items[start : start + limit], len(items) > start + limit)
+
+
+def no_such_place(after: str) -> NotFound:
+    """The error for an `after` that names nothing."""
+    return NotFound(f"after: there is nothing with the id `{after}`", "Use the `last_id` of the page before.")
 
 
 def add_errors(app: FastAPI) -> None:

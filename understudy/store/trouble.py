@@ -16,6 +16,7 @@ LIBRARIES = ("aiobotocore", "aiohttp", "botocore")
 DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "RequestTimeout")
 """What S3 answers with status 400 though the same request may pass the next time."""
 TOO_BUSY = (408, 409, 429)
+NO_BUCKET = "NoSuchBucket"
 
 
 def meaning(error: Exception, store: str, disk: str | Path) -> UnderstudyError | None:
@@ -25,11 +26,11 @@ def meaning(error: Exception, store: str, disk: str | Path) -> UnderstudyError |
     """
     if full := disk_full(error, disk):
         return full
-    if _code(error) == "NoSuchBucket":  # a FileNotFoundError too, but in a missing bucket no key is absent
+    if _code(error) == NO_BUCKET:
         return Fatal(
             f"The bucket of the artifact store {store} does not exist", "Create it, or correct UNDERSTUDY_ARTIFACTS."
         )
-    if isinstance(error, FileNotFoundError):
+    if absent(error):
         return None
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError):
@@ -40,6 +41,11 @@ def meaning(error: Exception, store: str, disk: str | Path) -> UnderstudyError |
         remedy = "Is it up, and does AWS_ENDPOINT_URL name it?" if store.startswith("s3:") else "Is its disk there?"
         return Transient(f"The artifact store {store} did not answer: {reason}", remedy)
     return None
+
+
+def absent(error: Exception) -> bool:
+    """Whether a file is not there; in a bucket that is missing no file is absent."""
+    return isinstance(error, FileNotFoundError) and _code(error) != NO_BUCKET
 
 
 def http_status(error: BaseException) -> int:

@@ -1,256 +1,395 @@
-"""What users see of runs: a fold over all topics, rebuilt by replay when a service starts on an empty disk.
+"""What users see of runs: where each item is, what it waits for, and what the run came to.
 
-The bus promises order within a topic for the messages of one run, not between topics. So where a variant is comes from
-counting: every message that a station took was answered by exactly one, its output or a failure, hence a variant is at
-the station that took more than it answered. That also holds for a message that an operator publishes again after a
-failure: the variant is then on its way once more, and its run goes on until a report says what it came to. Does not
-publish and decides nothing."""
+An item is where its latest request says, by (generation, attempt, place on the belt); what ended it is in the run's book
+(`control.py`), and a `RunClosed` counts when it speaks of exactly the ends that are known here (`turns.outcome`). So
+nothing depends on which topic was read first. Does not publish and decides nothing.
+"""
 
 from __future__ import annotations
 
+import bisect
 import threading
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from understudy.belt.bus import Bus
+from understudy.belt import turns
+from understudy.belt.bus import Record
 from understudy.belt.contracts import (
     Artifact,
+    ItemFailed,
+    ItemPlanned,
+    ItemScored,
+    ItemServed,
     Message,
     ModelServed,
-    ModelTrained,
+    OnBelt,
     Progress,
-    ReportPublished,
-    RunFailed,
+    RunClosed,
+    RunDeleted,
     RunRequested,
+    ScoringRequested,
+    ServingRequested,
     Station,
     TrainingRequested,
-    VariantFailed,
-    VariantScored,
-    decode,
 )
-from understudy.belt.topics import TABLE
-from understudy.errors import Invalid
-from understudy.recipe import Recipe
+from understudy.belt.folds.control import Control
+from understudy.belt.turns import Book, order
 
-Stage = Literal["waiting", "training", "serving", "evaluating", "scored", "failed"]
+Stage = Literal["waiting", "training", "serving", "evaluating", "served", "scored", "failed", "cancelled"]
 AT: dict[Stage, Station] = {
     "waiting": "datagen",
     "training": "trainer",
     "serving": "inference",
     "evaluating": "evaluator",
 }
-"""Stage of a variant on the belt -> the station that has it, in the order of the belt."""
-_MOVES: dict[type[Message], tuple[Station, Station | None]] = {
-    TrainingRequested: ("datagen", "trainer"),
-    ModelTrained: ("trainer", "inference"),
-    ModelServed: ("inference", "evaluator"),
-    VariantScored: ("evaluator", None),
-}
-"""A variant's message -> the station it leaves, the one it goes to."""
+"""Stage of an item on the belt -> the station that has it, in the order of the belt."""
+Status = Literal["queued", "running", "finished", "failed", "cancelled"]
+OVER: tuple[Status, ...] = ("finished", "failed", "cancelled")
+_STAGES: tuple[tuple[type[OnBelt], Stage], ...] = (
+    (TrainingRequested, "training"),
+    (ServingRequested, "serving"),
+    (ScoringRequested, "evaluating"),
+)
+_RANK = {kind: rank for rank, (kind, _) in enumerate(_STAGES)}
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
-class VariantState(BaseModel):
-    """Where one variant is on the belt."""
+class ItemState(BaseModel):
+    """Where one item is."""
+
+    model_config = ConfigDict(frozen=True)
 
     stage: Stage = "waiting"
+    base: str = ""
+    """Name of its base model."""
+    what: str = ""
+    """What it is trained on, in a few words."""
+    place: int | None = None
+    """How many go before it, while it waits for somebody."""
+    reason: str | None = None
+    """What it waits for, or why it failed."""
     progress: Progress | None = None
     """The latest word of the station that has it."""
     model: str | None = None
     """Name on the endpoint, once served."""
-    reason: str | None = None
-    """Why it failed."""
 
 
-class RunState(BaseModel):
-    """What is known about one run."""
+class RunSummary(BaseModel):
+    """One run in a list."""
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
+    object: Literal["run"] = "run"
     name: str
-    status: Literal["queued", "running", "finished", "failed"] = "queued"
+    status: Status
+    generation: int
     created_at: int
-    recipe: Recipe
-    progress: Progress | None = None
-    """The latest word about the run as a whole (making datasets, the report)."""
-    variants: dict[str, VariantState]
+    owner: str = ""
+    bases: tuple[str, ...]
+    stages: dict[Stage, int]
+    """How many items are in each."""
     report: Artifact | None = None
     reason: str | None = None
     """Why the run failed."""
 
-    @classmethod
-    def queued(cls, run: str, recipe: Recipe, timestamp: float) -> RunState:
-        """A run that was just asked for."""
-        variants = {name: VariantState() for name in recipe.all_variants()}
-        return cls(id=run, name=recipe.name, created_at=int(timestamp), recipe=recipe, variants=variants)
+
+class RunState(RunSummary):
+    """What is known about one run."""
+
+    plan: Artifact
+    progress: Progress | None = None
+    """The latest word about the run as a whole (making datasets, the report)."""
+    items: dict[str, ItemState]
+    """In the order of the plan."""
 
 
-@dataclass
-class _Variant:
-    """What was read about one variant."""
+@dataclass(frozen=True)
+class Move:
+    """The latest request about an item."""
 
-    taken: Counter[Station] = field(default_factory=Counter)
-    """Messages for a station, less its answers. Less than nothing after an operator published one that it did not make."""
-    scored: bool = False
-    reason: str | None = None
-    """Of its latest failure."""
-
-    def stage(self) -> Stage:
-        """A score is never lost again; a failure holds until the variant is on its way once more."""
-        if self.scored:
-            return "scored"
-        here = [stage for stage, station in AT.items() if self.taken[station] > 0]
-        return here[-1] if here else "failed" if self.reason is not None else "waiting"
+    generation: int
+    attempt: int
+    rank: int
+    """Of its station on the belt."""
+    since: float
+    """When it was first read to have been published."""
 
 
-@dataclass
-class _Run:
-    """The state of a run, and what was read about it."""
+@dataclass(frozen=True)
+class Run:
+    """What was read about one run, apart from its book."""
 
-    state: RunState
-    variants: dict[str, _Variant]
-    requests: int = 0
-    refusals: Counter[Station] = field(default_factory=Counter)
-    """Requests that a station could not handle."""
-    refusal: RunFailed | None = None
-    """The latest of them."""
-    end: ReportPublished | RunFailed | None = None
-    """The evaluator's latest word on what the run came to."""
-    others: bool = False
-    """Whether anything but requests was read."""
-
-    def status(self) -> Literal["queued", "running", "finished", "failed"]:
-        """Over is what has an end, and nothing that failed before it may still come through."""
-        if self.end and not self._tried_again() and self._known(self.end):
-            return "finished" if isinstance(self.end, ReportPublished) else "failed"
-        if self.end is None and any(count >= self.requests for count in self.refusals.values()):
-            return "failed"  # whatever the other stations still do
-        return "running" if self.others else "queued"
-
-    def _tried_again(self) -> bool:
-        """Whether a variant that failed is on the belt once more."""
-        return any(variant.reason is not None and variant.stage() in AT for variant in self.variants.values())
-
-    def _known(self, end: ReportPublished | RunFailed) -> bool:
-        """Whether `end` knows what every variant came to. A dead letter's names no variant, and is the last word."""
-        failed = {name: v.reason for name, v in self.variants.items() if not v.scored and v.reason is not None}
-        return end.failed == failed or (isinstance(end, RunFailed) and not end.failed)
+    request: RunRequested | None = None
+    """The latest."""
+    created: float = 0.0
+    planned: Mapping[str, ItemPlanned] = NOTHING
+    moves: Mapping[str, Move] = NOTHING
+    models: Mapping[str, str] = NOTHING
+    progress: Mapping[str, Progress] = NOTHING
+    """By item; the run's own under the empty name."""
+    closings: Mapping[str | None, RunClosed] = NOTHING
+    """By outcome: the latest."""
 
 
-class Ledger:
-    """Follows the bus in one thread, answers from any."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._lock = threading.Lock()
-        self._runs: dict[str, _Run] = {}
-        self._early: dict[str, list[Message]] = {}
-        """Messages of runs whose request was not read yet (another partition)."""
-        self._served: dict[str, ModelServed] = {}
-        self.caught_up = False
-        """Whether everything that was on the bus at the start has been read."""
-
-    def follow(self, stop: threading.Event) -> None:
-        """Read the bus until `stop`; run this in a thread."""
-        for record in self._bus.replay([topic.name for topic in TABLE if topic.name != "dead-letters"], follow=True):
-            if stop.is_set():
-                return
-            if record is None:
-                self.caught_up = True
-                continue
-            self._read(record.value, record.timestamp)
-
-    def load(self) -> Ledger:
-        """Read what is there now and return; for a look without a service."""
-        for record in self._bus.replay([topic.name for topic in TABLE if topic.name != "dead-letters"]):
-            if record:
-                self._read(record.value, record.timestamp)
-        self.caught_up = True
-        return self
-
-    def run(self, run: str) -> RunState | None:
-        """A snapshot of one run."""
-        with self._lock:
-            found = self._runs.get(run)
-            return found.state.model_copy(deep=True) if found else None
-
-    def runs(self) -> list[RunState]:
-        """Snapshots of all runs, newest first."""
-        with self._lock:
-            states = sorted((run.state for run in self._runs.values()), key=lambda state: -state.created_at)
-            return [state.model_copy(deep=True) for state in states]
-
-    def served(self) -> list[ModelServed]:
-        """Every model that passed the gate, one message per model name, oldest first."""
-        with self._lock:
-            return list(self._served.values())
-
-    def _read(self, value: bytes, timestamp: float) -> None:
-        try:
-            message = decode(value)
-        except Invalid:
-            return  # of a newer version; its station will say so
-        with self._lock:
-            if isinstance(message, ModelServed):
-                self._served.setdefault(message.model, message)
-            if isinstance(message, RunRequested) and message.run not in self._runs:
-                state = RunState.queued(message.run, message.recipe, timestamp)
-                run = self._runs[message.run] = _Run(state, {name: _Variant() for name in state.variants})
-                for early in self._early.pop(message.run, []):
-                    _fold(run, early)
-            if message.run in self._runs:
-                _fold(self._runs[message.run], message)
-            else:
-                self._early.setdefault(message.run, []).append(message)
-
-
-def _fold(run: _Run, message: Message) -> None:
-    """Apply one message to its run."""
-    variant = run.variants.get(getattr(message, "variant", None) or "")
+def apply(run: Run, message: Message, at: float) -> Run:
+    """The run with one more message taken into account, published at `at`."""
     match message:
         case RunRequested():
-            run.requests += 1
-            for each in run.variants.values():
-                each.taken["datagen"] += 1
-        case RunFailed(station="evaluator") | ReportPublished():
-            run.end, run.state.progress = message, None
-        case RunFailed():
-            run.refusals[message.station] += 1
-            run.refusal = message
-            for each in run.variants.values() if message.station == "datagen" else ():
-                each.taken["datagen"] -= 1
-        case Progress(variant=None):
-            run.state.progress = message
+            created = min(run.created or at, at)
+            newer = run.request is None or order(message) > order(run.request)
+            return replace(run, request=message if newer else run.request, created=created)
+        case ItemPlanned() if message.item not in run.planned:
+            return replace(run, planned=_with(run.planned, message.item, message))
+        case OnBelt():
+            rank = _RANK[type(message)]
+            before = run.moves.get(message.item)
+            new = (*order(message), rank)
+            old = (before.generation, before.attempt, before.rank) if before else (0, 0, 0)
+            if new < old or (new == old and before and before.since <= at):
+                return run
+            return replace(run, moves=_with(run.moves, message.item, Move(*new, since=at)))
+        case ModelServed():
+            return replace(run, models=_with(run.models, message.item, message.model))
         case Progress():
-            if variant:
-                run.state.variants[message.variant or ""].progress = message
-        case VariantFailed():
-            if variant:
-                variant.taken[message.station] -= 1
-                variant.reason = message.reason
-        case TrainingRequested() | ModelTrained() | ModelServed() | VariantScored():
-            if variant:
-                left, entered = _MOVES[type(message)]
-                variant.taken[left] -= 1
-                if entered:
-                    variant.taken[entered] += 1
-                variant.scored |= isinstance(message, VariantScored)
-                if isinstance(message, ModelServed):
-                    run.state.variants[message.variant].model = message.model
-    run.others |= not isinstance(message, RunRequested)
-    _show(run)
+            key = message.item or ""
+            last = run.progress.get(key)
+            if last and (*order(last), last.at) >= (*order(message), message.at):
+                return run
+            return replace(run, progress=_with(run.progress, key, message))
+        case RunClosed():
+            closing = run.closings.get(message.outcome)
+            if closing and order(closing) >= order(message):
+                return run
+            return replace(run, closings=_with(run.closings, message.outcome, message))
+    return run
 
 
-def _show(run: _Run) -> None:
-    """Bring the state in line with what was read."""
-    state = run.state
-    for name, variant in run.variants.items():
-        shown, stage = state.variants[name], variant.stage()
-        if shown.stage != stage:
-            shown.stage, shown.progress = stage, None
-        shown.reason = variant.reason if stage == "failed" else None
-    state.status, last = run.status(), run.end or run.refusal
-    if isinstance(last, ReportPublished):
-        state.report = last.report
-    state.reason = last.reason if isinstance(last, RunFailed) and state.status == "failed" else None
+def _with(mapping: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
+    return MappingProxyType({**mapping, key: value})
+
+
+class Runs:
+    """All runs; `control` must be fed by the same reader, before this one."""
+
+    topics = (
+        "run-control",
+        "item-planned",
+        "run-requested",
+        "training-requested",
+        "serving-requested",
+        "scoring-requested",
+        "model-served",
+        "run-closed",
+        "progress",
+    )
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+        self._by_age: list[tuple[float, str]] = []
+        """(created, run), oldest first."""
+        self._open: set[str] = set()
+        """Runs that may have something on the belt; some of them may be over meanwhile."""
+        self._views: dict[str, tuple[Run, Book, _View]] = {}
+
+    def read(self, message: Message, record: Record) -> None:
+        name = message.run
+        book = self._control.book(name)
+        if isinstance(message, RunDeleted):
+            run = self._runs.get(name)
+            if run and (run.request is None or run.request.generation <= book.deleted):
+                self._forget(name)
+            return
+        if message.generation <= book.deleted:
+            return
+        before = self._runs.get(name, Run())
+        run = apply(before, message, record.timestamp)
+        if run is before and record.topic != "run-control":
+            return
+        with self._lock:
+            self._runs[name] = run
+            self._open.add(name)
+        if run.created != before.created:
+            self._take_from_age(before.created, name)
+            bisect.insort(self._by_age, (run.created, name))
+
+    def get(self, run: str) -> RunState | None:
+        """One run, with all its items."""
+        view = self._view(run)
+        return view.state(self._queue()) if view else None
+
+    def page(self, after: str | None, limit: int, newest_first: bool = True) -> tuple[list[RunSummary], bool] | None:
+        """At most `limit` runs behind the one called `after`, and whether there are more; None when there is no such run."""
+        ages, count = self._by_age, len(self._by_age)
+        if after is None:
+            at = count if newest_first else -1
+        else:
+            run = self._runs.get(after)
+            if run is None or not run.created:
+                return None
+            at = bisect.bisect_left(ages, (run.created, after))
+        places = range(at - 1, -1, -1) if newest_first else range(at + 1, count)
+        found = [view.summary for place in places[:limit] if (view := self._view(ages[place][1]))]
+        return found, len(places) > limit
+
+    def open(self) -> list[RunState]:
+        """Every run that is not over."""
+        queue = self._queue()
+        return [view.state(queue) for view in self._open_views()]
+
+    def deleted(self, run: str) -> int:
+        """Up to which generation a run is forgotten; 0 when it never was."""
+        return self._control.book(run).deleted
+
+    def _view(self, name: str) -> _View | None:
+        run, book = self._runs.get(name), self._control.book(name)
+        if run is None or run.request is None:
+            return None
+        cached = self._views.get(name)
+        if cached and cached[0] is run and cached[1] is book:
+            return cached[2]
+        view = _View(name, run, run.request, book)
+        self._views[name] = (run, book, view)
+        return view
+
+    def _open_views(self) -> list[_View]:
+        views = []
+        for name in list(self._open):
+            view = self._view(name)
+            if view and view.summary.status not in OVER:
+                views.append(view)
+            elif view:
+                with self._lock:  # whatever reopens it adds it again
+                    if self._view(name) is view:
+                        self._open.discard(name)
+        return views
+
+    def _queue(self) -> dict[Stage, list[float]]:
+        """When each item that waits at a station came there, oldest first."""
+        waiting: dict[Stage, list[float]] = {stage: [] for stage in AT}
+        for view in self._open_views():
+            for stage, since in view.waiting.values():
+                waiting[stage].append(since)
+        return {stage: sorted(times) for stage, times in waiting.items()}
+
+    def _forget(self, name: str) -> None:
+        run = self._runs.pop(name)
+        self._take_from_age(run.created, name)
+        self._open.discard(name)
+        self._views.pop(name, None)
+
+    def _take_from_age(self, created: float, name: str) -> None:
+        place = bisect.bisect_left(self._by_age, (created, name))
+        if place < len(self._by_age) and self._by_age[place] == (created, name):
+            self._by_age = self._by_age[:place] + self._by_age[place + 1 :]
+
+
+class _View:
+    """A run as users see it, computed once for a state of run and book."""
+
+    def __init__(self, name: str, run: Run, request: RunRequested, book: Book) -> None:
+        self._run, self._request, self._book = run, request, book
+        planned = sorted(run.planned.values(), key=lambda item: item.index)
+        self._names = [item.item for item in planned]
+        closing = self._closing()
+        self.waiting: dict[str, tuple[Stage, float]] = {}
+        """Item that nobody works on yet -> where it waits, since when."""
+        self._items = {item.item: self._item(item, over=closing is not None) for item in planned}
+        stages: dict[Stage, int] = {}
+        for item in self._items.values():
+            stages[item.stage] = stages.get(item.stage, 0) + 1
+        status: Status = closing.status if closing else "running" if self._begun() else "queued"
+        self.summary = RunSummary(
+            id=name,
+            name=request.name,
+            status=status,
+            generation=request.generation,
+            created_at=int(run.created),
+            owner=request.owner,
+            bases=request.bases,
+            stages=stages,
+            report=self._report(closing),
+            reason=closing.reason if closing else None,
+        )
+
+    def state(self, queue: Mapping[Stage, list[float]]) -> RunState:
+        """With the place of what waits."""
+        ahead = 0
+        items: dict[str, ItemState] = {}
+        for name in self._names:
+            item = self._items[name]
+            if item.stage == "waiting" and self.summary.status not in OVER:
+                item = item.model_copy(update=self._before_its_turn(ahead))
+                ahead += 1
+            elif name in self.waiting:
+                stage, since = self.waiting[name]
+                place = bisect.bisect_left(queue[stage], since)
+                word = "it is next" if place == 0 else f"{place} before it"
+                item = item.model_copy(update={"place": place, "reason": f"waits for the {AT[stage]}: {word}"})
+            items[name] = item
+        own = self._run.progress.get("")
+        fresh = own is not None and own.generation >= self._request.generation and self.summary.status not in OVER
+        return RunState(**dict(self.summary), plan=self._request.plan, progress=own if fresh else None, items=items)
+
+    def _before_its_turn(self, ahead: int) -> dict[str, Any]:
+        if self._book.generation < self._request.generation:
+            return {"reason": "waits for the datasets of the run"}
+        word = "it is next" if ahead == 0 else f"{ahead} of this run before it"
+        return {"place": ahead, "reason": f"waits for its turn: {word}"}
+
+    def _closing(self) -> RunClosed | None:
+        """What the run came to; None while something of it may still move."""
+        book, closings, request = self._book, self._run.closings, self._request
+        if any(self._tried_again(name) for name in self._names):
+            return None
+        end = closings.get(turns.outcome(book))
+        if end and end.generation >= request.generation:
+            return end
+        refusal = closings.get(None)
+        return refusal if refusal and order(refusal) >= order(request) else None
+
+    def _report(self, closing: RunClosed | None) -> Artifact | None:
+        """Of this closing; while the run goes on, the latest there is."""
+        if closing:
+            return closing.report
+        made = [earlier for earlier in self._run.closings.values() if earlier.report]
+        return max(made, key=order).report if made else None
+
+    def _tried_again(self, name: str) -> bool:
+        """Whether an item that failed is on the belt once more."""
+        end, move = self._book.end_of(name), self._run.moves.get(name)
+        return isinstance(end, ItemFailed) and move is not None and (move.generation, move.attempt) > order(end)
+
+    def _begun(self) -> bool:
+        generation = self._request.generation
+        own = self._run.progress.get("")
+        return self._book.generation >= generation or (own is not None and own.generation >= generation)
+
+    def _item(self, planned: ItemPlanned, over: bool) -> ItemState:
+        name, generation = planned.item, self._request.generation
+        end, move = self._book.end_of(name), self._run.moves.get(name)
+        base, what, model = planned.base, planned.what, self._run.models.get(name)
+        about = {"base": base, "what": what, "model": model}
+        if isinstance(end, ItemScored):
+            return ItemState(stage="scored", **about)
+        if isinstance(end, ItemServed):
+            return ItemState(stage="served", **about)
+        again = self._tried_again(name)
+        if isinstance(end, ItemFailed) and end.generation >= generation and not again:
+            return ItemState(stage="failed", reason=end.reason, **about)
+        if self._book.cancels(name, generation):
+            return ItemState(stage="cancelled", **about)
+        if move is None or (move.generation < generation and not again) or (over and not again):
+            return ItemState(**about)
+        stage = _STAGES[move.rank][1]
+        progress = self._run.progress.get(name)
+        at_work = progress and progress.station == AT[stage] and order(progress) >= (move.generation, move.attempt)
+        if not at_work:
+            self.waiting[name] = (stage, move.since)
+        return ItemState(stage=stage, progress=progress if at_work else None, **about)

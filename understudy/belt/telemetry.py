@@ -2,14 +2,14 @@
 
 Labels are stations, topics, outcomes and the names of figures, which code gives: never a run, a variant or a text, so
 that their number does not grow with use. Counts and times are of this process, to be summed over replicas; lag is of
-the whole group, the same from every replica. Serves nothing (`health.py`); a service adds what only it has.
+the whole group, the same from every replica. Serves nothing (`service/web.py`); a service adds what only it has.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -25,7 +25,7 @@ from understudy.belt.contracts import Progress, Station
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["done", "dead_letter", "fenced", "retry"]
+Outcome = Literal["done", "dead_letter", "fenced", "retry", "unwanted", "given_back", "declined"]
 
 ATTEMPTS = Counter(
     "understudy_message_attempts", "Attempts at a message, by how they ended", ["station", "topic", "outcome"]
@@ -63,7 +63,7 @@ class Meter(Collector):
     def in_hand(self, record: Record) -> Iterator[None]:
         """Around the handling of one delivery."""
         labels = self._station, record.topic
-        if record.attempt == 1:  # later ones tell how long a process was dead
+        if record.delivery == 1:  # later ones tell how long a process was dead
             WAITING.labels(*labels).observe(max(0.0, time.time() - record.timestamp))
         self._figures = {}
         with IN_HAND.labels(*labels).track_inprogress(), HANDLING.labels(*labels).time():
@@ -90,14 +90,14 @@ class Meter(Collector):
 
 
 class Lag(Collector):
-    """Messages the station's group has not finished, read from the bus at each scrape, and whether the bus answered.
+    """Messages the station's groups have not finished, read from the bus at each scrape, and whether the bus answered.
 
     When it does not within `LAG_PATIENCE` seconds, the lag is absent, and the scrape neither fails nor waits longer.
     One thread asks, because connections of the bus may belong to a thread.
     """
 
-    def __init__(self, bus: Bus, station: Station) -> None:
-        self._bus, self._station = bus, station
+    def __init__(self, bus: Bus, station: Station, groups: Sequence[str]) -> None:
+        self._bus, self._station, self._groups = bus, station, tuple(groups)
         self._questions: SimpleQueue[Future[dict[str, int]]] = SimpleQueue()
         Thread(target=self._answer, name=f"{station}-lag", daemon=True).start()
 
@@ -130,6 +130,7 @@ class Lag(Collector):
             question = self._questions.get()
             if question.set_running_or_notify_cancel():  # else its scrape has given up
                 try:
-                    question.set_result(self._bus.lag(self._station))
+                    lags = [self._bus.lag(group) for group in self._groups]
+                    question.set_result({topic: count for lag in lags for topic, count in lag.items()})
                 except Exception as error:
                     question.set_exception(error)

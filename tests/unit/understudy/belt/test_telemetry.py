@@ -16,8 +16,8 @@ from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.loop import Loop
 from understudy.errors import Invalid, Transient
 from understudy.recipe import parse
-from understudy.service import telemetry as metrics
-from understudy.service.telemetry import Lag
+from understudy.belt import telemetry as metrics
+from understudy.belt.telemetry import Lag
 
 REQUEST = c.RunRequested(run="r", recipe=parse({"datasets": {"d": {"source": "d.csv"}}}, "r"))
 LABELS = {"station": "datagen", "topic": "run-requested"}
