@@ -129,7 +129,7 @@ class StoreContract:
         assert (reader.keys("files"), reader.find("files/two")) == (["files/one"], None)
         two = writer.put("files/two", made)
         assert (reader.keys("files"), reader.find("files/two")) == (["files/one", "files/two"], two)
-        writer.drop("files/one")
+        writer.delete("files/one")
         assert (reader.keys("files"), reader.find("files/one")) == (["files/two"], None)
 
     def test_concurrent_writers_of_one_artifact_agree(self, url: str, connect: Connect, tmp_path: Path) -> None:
@@ -207,4 +207,4 @@ class StoreContract:
 
 def artifact(digest: str = "0" * 64) -> Artifact:
     """One that no store has."""
-    return Artifact(uri=f"s3://elsewhere/manifests/{digest}.json", sha256=digest)
+    return Artifact(sha256=digest)

@@ -18,7 +18,8 @@ from s3_server import Answer, S3Server
 from store_contract import WRITER, Connect, StoreContract, artifact, contents, folder, names, start
 
 from understudy.errors import Fatal, Transient
-from understudy.store.artifacts import TRANSFER, FsspecArtifactStore
+from understudy.store.artifacts import FsspecArtifactStore
+from understudy.store.s3 import TRANSFER
 
 BUCKET = "belt"
 URL = f"s3://{BUCKET}/some/where"
@@ -148,7 +149,7 @@ def test_a_missing_bucket_is_fatal_for_every_call_and_not_an_absent_key(server: 
     for call in (
         lambda: store.find("k"),
         lambda: store.keys("k"),
-        lambda: store.drop("k"),
+        lambda: store.delete("k"),
         lambda: store.fetch(artifact()),
         lambda: store.put("k", folder(tmp_path / "made", a="1")),
     ):

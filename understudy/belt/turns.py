@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from types import MappingProxyType
-from typing import Any
 
 from understudy.belt.contracts import (
     CancelRequested,
@@ -34,7 +32,6 @@ from understudy.plan import Plan
 
 WINDOW = 6
 """Items of one run on the belt at once."""
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,13 @@ class Book:
 
     made: DatasetsMade | None = None
     """The latest generation's."""
-    successes: Mapping[str, Ended] = NOTHING
+    successes: Mapping[str, Ended] = field(default_factory=dict)
     """Item -> the latest time it came through."""
-    failures: Mapping[str, Ended] = NOTHING
+    failures: Mapping[str, Ended] = field(default_factory=dict)
     """Item -> the latest time it did not."""
     cancelled: int = 0
     """The whole run is, up to this generation."""
-    cancelled_items: Mapping[str, int] = NOTHING
+    cancelled_items: Mapping[str, int] = field(default_factory=dict)
     deleted: int = 0
     """The run is forgotten up to this generation, and nothing of it is in this book."""
 
@@ -96,14 +93,14 @@ def apply(book: Book, message: Message) -> Book:
             return replace(book, cancelled=max(book.cancelled, generation))
         case CancelRequested(item=str(item)):
             until = max(generation, book.cancelled_items.get(item, 0))
-            return replace(book, cancelled_items=MappingProxyType({**book.cancelled_items, item: until}))
+            return replace(book, cancelled_items={**book.cancelled_items, item: until})
         case RunDeleted():
             return Book(
                 made=book.made if book.generation > generation else None,
                 successes=_after(book.successes, generation),
                 failures=_after(book.failures, generation),
                 cancelled=book.cancelled if book.cancelled > generation else 0,
-                cancelled_items=MappingProxyType({k: v for k, v in book.cancelled_items.items() if v > generation}),
+                cancelled_items={k: v for k, v in book.cancelled_items.items() if v > generation},
                 deleted=generation,
             )
     return book
@@ -146,8 +143,8 @@ def _with(ends: Mapping[str, Ended], end: Ended) -> Mapping[str, Ended]:
     before = ends.get(end.item)
     if before and (*order(before), before.type) >= (*order(end), end.type):
         return ends
-    return MappingProxyType({**ends, end.item: end})
+    return {**ends, end.item: end}
 
 
 def _after(ends: Mapping[str, Ended], generation: int) -> Mapping[str, Ended]:
-    return MappingProxyType({item: end for item, end in ends.items() if end.generation > generation})
+    return {item: end for item, end in ends.items() if end.generation > generation}

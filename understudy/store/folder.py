@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -41,21 +42,24 @@ class Folder:
                 pass
         return content
 
-    def entry(self, path: str) -> Entry | None:
-        try:
-            status = (self._root / path).stat()
-        except FileNotFoundError:
-            return None
-        return Entry(path, status.st_size, status.st_mtime)
+    def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
+        found = {}
+        for path in paths:
+            check()
+            try:
+                status = (self._root / path).stat()
+            except FileNotFoundError:
+                continue
+            found[path] = Entry(path, status.st_size, status.st_mtime)
+        return found
 
     def below(self, folder: str) -> list[Entry]:
-        found = []
-        for parent, _, names in os.walk(self._root / folder):
-            check()
-            for name in names:
-                if entry := self.entry((Path(parent) / name).relative_to(self._root).as_posix()):
-                    found.append(entry)
-        return found
+        paths = (
+            (Path(parent) / name).relative_to(self._root).as_posix()
+            for parent, _, names in os.walk(self._root / folder)
+            for name in names
+        )
+        return list(self.entries(paths).values())
 
     def children(self, folder: str) -> list[str]:
         try:
@@ -149,6 +153,26 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard(folder: Path, used: Callable[[Path], bool] = lambda path: False) -> bool:
+    """Remove a folder, its name first, so that nobody finds it half removed; whether it was there and is gone.
+
+    It comes back when it turns out, after nobody can find it any more, that somebody had `used` it.
+    """
+    gone = folder.with_name(f".{folder.name.removeprefix('.')[:100]}.{secrets.token_hex(4)}")
+    try:
+        folder.rename(gone)
+    except OSError:  # somebody else was first
+        return False
+    if used(gone):
+        try:
+            gone.rename(folder)
+            return False
+        except OSError:  # whoever used it has made another
+            pass
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
 
 
 def _make_folder(path: Path) -> None:

@@ -31,8 +31,8 @@ class Place(Protocol):
     def read_all(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Many small files; those that are not there are left out."""
 
-    def entry(self, path: str) -> Entry | None:
-        """What is known about a file; None when it is not there."""
+    def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
+        """What is known about these files; those that are not there are left out."""
 
     def below(self, folder: str) -> list[Entry]:
         """Every file under `folder`, at any depth."""

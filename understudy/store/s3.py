@@ -62,14 +62,8 @@ class S3:
         content = self._each(self._read_or_none, paths)
         return {path: found for path, found in content.items() if found is not None}
 
-    def entry(self, path: str) -> Entry | None:
-        try:
-            info = self._wait(self._fs._info(self._at(path)))
-        except FileNotFoundError as error:
-            if absent(error):
-                return None
-            raise
-        return self._entry(info) if info["type"] == "file" else None
+    def entries(self, paths: Iterable[str]) -> dict[str, Entry]:
+        return {path: entry for path, entry in self._each(self._entry_or_none, paths).items() if entry}
 
     def below(self, folder: str) -> list[Entry]:
         try:
@@ -125,6 +119,15 @@ class S3:
                 return None
             raise
         return content
+
+    async def _entry_or_none(self, path: str) -> Entry | None:
+        try:
+            info = await self._fs._info(self._at(path))
+        except FileNotFoundError as error:
+            if absent(error):
+                return None
+            raise
+        return self._entry(info) if info["type"] == "file" else None
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"

@@ -10,8 +10,7 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -55,7 +54,6 @@ _STAGES: tuple[tuple[type[OnBelt], Stage], ...] = (
     (ScoringRequested, "evaluating"),
 )
 _RANK = {kind: rank for rank, (kind, _) in enumerate(_STAGES)}
-NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class ItemState(BaseModel):
@@ -127,12 +125,12 @@ class Run:
     request: RunRequested | None = None
     """The latest."""
     created: float = 0.0
-    planned: Mapping[str, ItemPlanned] = NOTHING
-    moves: Mapping[str, Move] = NOTHING
-    models: Mapping[str, str] = NOTHING
-    progress: Mapping[str, Progress] = NOTHING
+    planned: Mapping[str, ItemPlanned] = field(default_factory=dict)
+    moves: Mapping[str, Move] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    progress: Mapping[str, Progress] = field(default_factory=dict)
     """By item; the run's own under the empty name."""
-    closings: Mapping[str | None, RunClosed] = NOTHING
+    closings: Mapping[str | None, RunClosed] = field(default_factory=dict)
     """By outcome: the latest."""
 
 
@@ -170,7 +168,7 @@ def apply(run: Run, message: Message, at: float) -> Run:
 
 
 def _with(mapping: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
-    return MappingProxyType({**mapping, key: value})
+    return {**mapping, key: value}
 
 
 class Runs:
