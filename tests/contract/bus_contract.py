@@ -103,6 +103,8 @@ class BusContract:
     session: float
     kills = 20
     """How many times a worker is killed in the middle of its work."""
+    counted = 1
+    """How many times, at most, a message counts in the lag."""
     dial: str
     """A Python expression that connects, evaluated in another process; `{where}` is what `where` returns."""
 
@@ -543,7 +545,8 @@ class BusContract:
         for _ in range(2):
             reader.commit(taken(reader))
         assert bus.lag("datagen") == {TOPIC: 4}
-        assert bus.lag("evaluator") == {"run-closed": 4}
+        assert bus.lag("evaluator").keys() == {"run-closed"}
+        assert 4 <= bus.lag("evaluator")["run-closed"] <= 4 * self.counted
         assert len(drain(maker)) == len(drain(reader)) == 4
         assert bus.lag("datagen") == {TOPIC: 0}
         assert bus.lag("evaluator") == {"run-closed": 0}

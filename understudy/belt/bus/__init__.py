@@ -59,7 +59,10 @@ class Subscription(Protocol):
         """Let go of it in order: it is handed out again, to whomever, and this delivery does not count."""
 
     def decline(self, record: Record) -> None:
-        """Let go of it in order, because this member can never do it: others may get it, this member does not again."""
+        """Let go of it in order, because this member cannot do it: others may get it, this member only after `reconsider`."""
+
+    def reconsider(self) -> None:
+        """What was declined may be handed out to this member again: its run may have been cancelled meanwhile."""
 
     def close(self) -> None:
         """Give back what is in hand and leave the group; all of it goes to the others at once."""

@@ -316,6 +316,9 @@ class EmbeddedSubscription:
         self._declined[record.topic, record.partition] = record.offset
         self.give_back(record)
 
+    def reconsider(self) -> None:
+        self._declined.clear()
+
     def close(self) -> None:
         self._hand.clear()
         with self._bus._transaction() as db:
