@@ -81,7 +81,11 @@ class Folder:
             pass
 
     def upload(self, file: Path, path: str, *, linked: bool) -> None:
-        self._make(self._root / path, lambda partial: _link(file, partial, linked) or copy(file, partial), Path.replace)
+        def write(partial: Path) -> None:
+            if not (linked and _link(file, partial)):
+                copy(file, partial)
+
+        self._make(self._root / path, write, Path.replace)
         if linked:
             self.renew(path)
 
@@ -187,10 +191,8 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _link(file: Path, path: Path, linked: bool) -> bool:
+def _link(file: Path, path: Path) -> bool:
     """Whether `path` is now a second name of `file`: not across disks, nor where the file system has no links."""
-    if not linked:
-        return False
     try:
         path.hardlink_to(file)
     except FileNotFoundError:
