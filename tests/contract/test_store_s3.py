@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from s3_server import Answer, S3Server
 from store_contract import WRITER, Connect, StoreContract, artifact, contents, folder, names, start
 
 from understudy.errors import Fatal, Transient
+from understudy.interrupt import Interrupted, interruptible
+from understudy.store import sweep
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.s3 import TRANSFER
 
@@ -79,6 +82,11 @@ def blob_of(parts: int) -> bytes:
     return b"".join(bytes([number]) * int(TRANSFER["chunksize"]) for number in range(parts))
 
 
+def unfinished() -> int:
+    """How many multipart uploads were begun and neither completed nor taken back."""
+    return len(boto3.client("s3", region_name="us-east-1").list_multipart_uploads(Bucket=BUCKET).get("Uploads", ()))
+
+
 def refusal(status: str, code: str) -> Callable[[dict[str, Any], Answer], Iterable[bytes]]:
     def intercept(environ: dict[str, Any], answer: Answer) -> Iterable[bytes]:
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -105,7 +113,7 @@ def test_kill_9_in_the_middle_of_a_multipart_upload_shows_nothing_and_the_next_p
 ) -> None:
     made = folder(tmp_path / "made")
     (made / "large").write_bytes(blob_of(5))
-    under_way, killed = threading.Event(), threading.Event()
+    under_way, killed, before = threading.Event(), threading.Event(), unfinished()
 
     def hold(environ: dict[str, Any], answer: Answer) -> None:
         if "partNumber=5" in environ["QUERY_STRING"]:
@@ -122,9 +130,108 @@ def test_kill_9_in_the_middle_of_a_multipart_upload_shows_nothing_and_the_next_p
 
     assert [names(URL, kind) for kind in ("blobs", "manifests", "refs")] == [[], [], []]
     assert store.find("k") is None
-    left = boto3.client("s3", region_name="us-east-1").list_multipart_uploads(Bucket=BUCKET)["Uploads"]
-    assert len(left) == 1  # takes room until a lifecycle rule removes it
+    assert unfinished() == before + 1  # takes room until a lifecycle rule removes it
     assert contents(store.fetch(store.put("k", made))) == contents(made)
+
+
+def interrupted_within(seconds: float, begun: threading.Event, work: Callable[[], object]) -> None:
+    """Have `work` stop as soon as it has `begun`."""
+    stop = threading.Event()
+
+    def stop_once_begun() -> None:
+        begun.wait(30)
+        stop.told = time.monotonic()  # type: ignore[attr-defined]
+        stop.set()
+
+    teller = threading.Thread(target=stop_once_begun)
+    teller.start()
+    with interruptible(stop), pytest.raises(Interrupted):
+        work()
+    teller.join()
+    assert time.monotonic() - stop.told < seconds  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_an_upload_that_stands_still_stops_within_seconds_and_names_nothing(
+    parts: int, server: S3Server, store: FsspecArtifactStore, tmp_path: Path
+) -> None:
+    made = folder(tmp_path / "made")
+    (made / "large").write_bytes(blob_of(parts))
+    begun, over = threading.Event(), threading.Event()
+
+    def hold(environ: dict[str, Any], answer: Answer) -> None:
+        if environ["REQUEST_METHOD"] == "PUT" and "/blobs/" in environ["PATH_INFO"]:
+            begun.set()
+            over.wait(30)
+
+    server.intercept = hold
+    interrupted_within(8, begun, lambda: store.put("k", made))
+    server.intercept = lambda environ, answer: None
+    over.set()
+    assert store.find("k") is None
+    assert names(URL, "manifests") == []
+    assert contents(store.fetch(store.put("k", made))) == contents(made)
+
+
+def test_an_upload_that_is_slow_stops_after_its_part_and_takes_its_parts_back(
+    server: S3Server, store: FsspecArtifactStore, tmp_path: Path
+) -> None:
+    made = folder(tmp_path / "made")
+    (made / "large").write_bytes(blob_of(6))
+    begun, before = threading.Event(), unfinished()
+
+    def slow(environ: dict[str, Any], answer: Answer) -> None:
+        if "partNumber=" in environ["QUERY_STRING"]:
+            begun.set()
+            time.sleep(0.3)
+
+    server.intercept = slow
+    interrupted_within(8, begun, lambda: store.put("k", made))
+    assert [line for line in server.requests if line.startswith("DELETE")], "the upload is taken back"
+    assert unfinished() == before
+    assert (names(URL, "blobs"), store.find("k")) == ([], None)
+
+
+@pytest.mark.parametrize("what", ["/blobs/", "/manifests/"])
+def test_a_download_that_stands_still_stops_within_seconds_and_leaves_no_copy(
+    what: str, server: S3Server, store: FsspecArtifactStore, tmp_path: Path
+) -> None:
+    made = folder(tmp_path / "made", a="x" * 100)
+    one = store.put("k", made)
+    begun, over = threading.Event(), threading.Event()
+
+    def dripping(environ: dict[str, Any], answer: Answer) -> Iterable[bytes] | None:
+        if what not in environ["PATH_INFO"]:
+            return None
+        answer("200 OK", [("Content-Length", "100")])
+        return drops()
+
+    def drops() -> Iterator[bytes]:
+        yield b"x"
+        begun.set()
+        over.wait(30)
+
+    server.intercept = dripping
+    interrupted_within(8, begun, lambda: store.fetch(one))
+    server.intercept = lambda environ, answer: None
+    over.set()
+    assert not [path for path in (tmp_path / "cache").glob("*") if not path.name.startswith(".")]
+    assert contents(store.fetch(one)) == contents(made)
+
+
+def test_what_has_no_name_is_swept_from_a_bucket_too(
+    server: S3Server, store: FsspecArtifactStore, tmp_path: Path
+) -> None:
+    kept = store.put("runs/r/plan", folder(tmp_path / "kept", a="1"))
+    store.put("runs/killed/plan", folder(tmp_path / "lost", a="lost"))
+    store.place.remove(["refs/runs/killed/plan.json"])
+    assert sweep.find_unnamed(store, 60) == []
+    found = sweep.find_unnamed(store, -60)  # a clock that tells whole seconds is never ahead of so much
+    assert {(each.path.split("/")[0], each.bytes) for each in found} >= {("blobs", 4)}
+    assert sweep.remove_unnamed(store, found, 60) == 0
+    assert sweep.remove_unnamed(store, found, -60) == sum(each.bytes for each in found)
+    assert contents(store.fetch(kept)) == {"a": "1"}
+    assert len(names(URL, "blobs")) == 1
 
 
 def test_a_server_that_does_not_say_which_condition_failed_lets_the_first_win_too(

@@ -74,7 +74,9 @@ def find_cached(cache: Path, max_bytes: int, idle_seconds: float = IDLE_SECONDS)
 
     None that was used within `idle_seconds`, so more may stay. Drafts and halves that kills left go in any case.
     """
-    copies = [Found(str(path), _bytes(path), time.time() - _last_used(path)) for path in _folders(cache)]
+    copies = []
+    for path in _folders(cache):
+        copies.append(Found(str(path), _bytes(path), time.time() - _clock(path)(path)))
     kept, going = sum(each.bytes for each in copies), []
     for each in sorted(copies, key=lambda each: each.age, reverse=True):
         if each.age > idle_seconds and (_hidden(Path(each.path)) or kept > max_bytes):
@@ -85,8 +87,12 @@ def find_cached(cache: Path, max_bytes: int, idle_seconds: float = IDLE_SECONDS)
 
 def shrink_cache(cache: Path, max_bytes: int, idle_seconds: float = IDLE_SECONDS) -> int:
     """Remove what `find_cached` finds; bytes freed. A copy that is asked for again is fetched again."""
-    found = find_cached(cache, max_bytes, idle_seconds)
-    return sum(each.bytes for each in found if _remove(Path(each.path), _last_used, idle_seconds))
+    freed = 0
+    for each in find_cached(cache, max_bytes, idle_seconds):
+        path = Path(each.path)
+        if _remove(path, _clock(path), idle_seconds):
+            freed += each.bytes
+    return freed
 
 
 def old_work(work: Path, age_seconds: float) -> list[Found]:
@@ -109,9 +115,14 @@ def _remove(folder: Path, last: Callable[[Path], float], age_seconds: float) -> 
     return not used(folder) and discard(folder, used)
 
 
+def _clock(path: Path) -> Callable[[Path], float]:
+    """How to tell the age of what lies in the cache: drafts and halves are used as long as something is written there."""
+    return _last_touched if _hidden(path) else _last_used
+
+
 def _last_used(copy: Path) -> float:
-    """When `fetch` last returned a copy, which it writes on the folder; or when something was last written for one."""
-    return _last_touched(copy) if _hidden(copy) else _status(copy)[1]
+    """When `fetch` last returned a copy, which it notes on the folder."""
+    return _status(copy)[1]
 
 
 def _last_touched(folder: Path) -> float:

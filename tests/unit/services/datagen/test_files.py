@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
 from pathlib import Path
 
 import pytest
 
 from services.datagen import files as module
 from services.datagen.files import Files, safe_name
-from understudy.errors import Invalid
+from understudy.errors import Fatal, Invalid
 from understudy.service.web import NotFound
+from understudy.store import keys
 from understudy.testing import local_store
 
 
@@ -38,6 +41,86 @@ def test_a_deleted_file_is_gone_and_can_come_back(files: Files) -> None:
             gone(card.id)
     assert files.all() == []
     assert files.path(files.add("a.csv", io.BytesIO(b"x"), "fine-tune").id).read_bytes() == b"x"
+
+
+def blobs(tmp_path: Path) -> list[bytes]:
+    """All bytes that lie in the store, cards apart."""
+    stored = [path.read_bytes() for path in (tmp_path / "artifacts" / "blobs").iterdir()]
+    return [content for content in stored if b"created_at" not in content]
+
+
+def test_a_file_lies_in_the_store_once_and_nowhere_else(files: Files, tmp_path: Path) -> None:
+    files.add("a.csv", io.BytesIO(b"some rows"), "fine-tune")
+    files.add("a.csv", io.BytesIO(b"some rows"), "fine-tune")
+    places = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"some rows"]
+    assert [path.parent.name for path in places] == ["blobs"]
+    assert places[0].stat().st_nlink == 1
+
+
+def test_an_upload_that_fails_leaves_nothing(files: Files, tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(Fatal, match=rf"disk that holds {tmp_path / 'cache'} is full"):
+        files.add("a.csv", Broken(), "fine-tune")
+    with pytest.raises(Invalid):
+        files.add("a.csv", io.BytesIO(b"x" * 101), "fine-tune")
+    assert list(tmp_path.rglob("*.csv")) == []
+
+
+def test_bytes_are_freed_when_no_file_and_no_dataset_names_them(files: Files, tmp_path: Path) -> None:
+    rows = b"the same rows"
+    one = files.add("a.csv", io.BytesIO(rows), "fine-tune")
+    two = files.add("b.csv", io.BytesIO(rows), "fine-tune")
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "train.csv").write_bytes(rows)
+    files.store.put(keys.dataset("run", "train"), dataset)
+    assert 0 < files.delete(one.id) < 1000, "its card, and the list that has its name"
+    assert files.path(two.id).read_bytes() == rows
+    files.delete(two.id)
+    assert blobs(tmp_path) == [rows], "the dataset is made of them"
+    assert files.store.delete_all(keys.run("run")) > len(rows)
+    assert blobs(tmp_path) == []
+    assert files.path(files.add("a.csv", io.BytesIO(rows), "fine-tune").id).read_bytes() == rows
+
+
+def test_a_stored_card_says_its_form_and_the_api_does_not(files: Files, tmp_path: Path) -> None:
+    card = files.add("a.csv", io.BytesIO(b"x"), "fine-tune")
+    artifact = files.store.find(keys.file_card(card.id))
+    assert artifact
+    stored = json.loads((files.store.fetch(artifact) / "card.json").read_text())
+    assert stored == {"format": "understudy.file.v1", **card.model_dump()}
+    assert not hasattr(card, "format")
+
+
+@pytest.mark.parametrize("more", [{}, {"format": "understudy.file.v2", "shelf": 7}])
+def test_cards_of_other_versions_are_read(more: dict[str, object], files: Files, tmp_path: Path) -> None:
+    about = tmp_path / "about"
+    about.mkdir()
+    card = {"id": "file-1", "bytes": 1, "created_at": 2, "filename": "a.csv", "purpose": "something-new", **more}
+    (about / "card.json").write_text(json.dumps(card))
+    files.store.put(keys.file_card("file-1"), about)
+    assert [read.purpose for read in files.all()] == ["something-new"]
+
+
+def test_a_card_that_cannot_be_read_is_named(files: Files, tmp_path: Path) -> None:
+    about = tmp_path / "about"
+    about.mkdir()
+    (about / "card.json").write_text("{}")
+    files.store.put(keys.file_card("file-1"), about)
+    with pytest.raises(Invalid, match="card of the file `file-1` cannot be read: Field required"):
+        files.get("file-1")
+
+
+def test_a_file_that_is_deleted_while_they_are_listed_is_left_out(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = files.add("a.csv", io.BytesIO(b"x"), "fine-tune")
+    listed = [keys.file_card("file-gone"), keys.file_card(kept.id)]
+    monkeypatch.setattr(type(files.store), "keys", lambda self, prefix: listed)
+    assert files.all() == [kept]
 
 
 def test_empty_and_large_files_are_refused(files: Files) -> None:
