@@ -21,9 +21,8 @@ from pathlib import Path
 
 from understudy.belt.bus import Bus
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import Message, RunFailed, RunRequested
-from understudy.belt.loop import Loop
-from understudy.recipe import Dataset, Recipe
+from understudy.belt.contracts import Artifact, Message, RunClosed, RunRequested
+from understudy.belt.loop import Lane, Loop
 from understudy.settings import Settings
 
 PUBLISHER = "import sys, bench.bus; bench.bus.publish(int(sys.argv[1]))"
@@ -32,9 +31,9 @@ PUBLISHER = "import sys, bench.bus; bench.bus.publish(int(sys.argv[1]))"
 def publish(count: int) -> None:
     """Publish `count` messages that carry the time, 100 ms apart."""
     bus = connect(Settings())
-    recipe = Recipe(datasets={"d": Dataset(source="d.csv")})
+    plan = Artifact(sha256="0" * 64)
     for number in range(count):
-        bus.publish(RunRequested(run=f"{number}/{time.time()}", recipe=recipe))
+        bus.publish(RunRequested(run=f"{number}/{time.time()}", plan=plan, name="bench", items=1))
         time.sleep(0.1)
 
 
@@ -44,9 +43,9 @@ def measure(bus: Bus, environment: dict[str, str], count: int) -> list[float]:
 
     def handle(request: RunRequested) -> Iterator[Message]:
         delays.append((time.time() - float(request.run.split("/")[1])) * 1000)
-        yield RunFailed(run=request.run, station="datagen", reason="measured")
+        yield RunClosed(run=request.run, status="finished")
 
-    loop = Loop(bus, "datagen", {RunRequested: handle}, member="bench")
+    loop = Loop(bus, Lane("datagen", {RunRequested: handle}), member="bench")
     thread = threading.Thread(target=loop.run)
     thread.start()
     time.sleep(2)

@@ -104,7 +104,7 @@ class BusContract:
     kills = 20
     """How many times a worker is killed in the middle of its work."""
     counted = 1
-    """How many times, at most, a message counts in the lag."""
+    """How many times, at most, a message of a transaction counts in the lag."""
     dial: str
     """A Python expression that connects, evaluated in another process; `{where}` is what `where` returns."""
 
@@ -426,6 +426,11 @@ class BusContract:
         other = taken(picky)
         assert run_of(other) == aside
         picky.commit(other)
+        assert picky.poll(0.5) is None
+        picky.reconsider()
+        record = taken(picky)
+        assert (run_of(record), record.delivery) == (declined, 1)
+        picky.decline(record)
         assert picky.poll(0.5) is None
         assert publisher.lag("datagen")[TOPIC] == 2
         able = connect().subscribe("datagen", [TOPIC], "able")

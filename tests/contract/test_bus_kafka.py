@@ -250,6 +250,31 @@ def test_a_transaction_that_hangs_holds_up_its_partition_only(connect: Callable[
     assert bus.lag("trainer") == {"training-requested": 0}
 
 
+def test_what_cannot_be_done_still_after_a_second_look_moves_nothing(connect: Callable[[], KafkaBus]) -> None:
+    publisher, members = connect(), [connect().subscribe("datagen", [TOPIC], name) for name in ("one", "two")]
+    publisher.publish(request("a"))
+    deadline = time.monotonic() + 15
+    declining: set[KafkaSubscription] = set()
+    while len(declining) < 2 and time.monotonic() < deadline:
+        for member in members:
+            if record := member.poll(0.1):
+                member.decline(record)
+                declining.add(member)
+    for _ in range(20):
+        for member in members:
+            member.poll(0.05)
+    before = [member._consumer.group_metadata() for member in members]
+    looks = 0
+    for _ in range(20):
+        for member in members:
+            member.reconsider()
+            if record := member.poll(0.05):
+                member.decline(record)
+                looks += 1
+    assert looks >= 10
+    assert [member._consumer.group_metadata() for member in members] == before
+
+
 @needs_own_broker
 def test_who_works_while_the_broker_is_away_goes_on_and_leaves_in_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

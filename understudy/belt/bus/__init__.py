@@ -86,7 +86,11 @@ class Bus(Protocol):
         """
 
     def lag(self, group: str) -> dict[str, int]:
-        """Topic -> messages on it that `group` has not committed, for every topic it ever subscribed to."""
+        """Topic -> messages on it that `group` has not committed, for every topic it ever subscribed to.
+
+        0 once everything is done and a member has polled since. Never less than there are; on Kafka it may be up to twice as
+        much, because a transaction leaves a mark beside its messages, and to tell them apart is to download them.
+        """
 
     def close(self) -> None:
         """Release the connection."""

@@ -259,7 +259,7 @@ class EmbeddedSubscription:
         self._hand: dict[tuple[str, int], int] = {}
         """Partition -> offset of the record in hand."""
         self._declined: dict[tuple[str, int], int] = {}
-        """Partition -> offset of its next record, when that is one this member can never do."""
+        """Partition -> offset of its next record, when this member cannot do that."""
         self._renewed = 0.0
 
     def poll(self, timeout: float) -> Record | None:

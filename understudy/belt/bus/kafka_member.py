@@ -84,7 +84,9 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._heads: dict[TopicPartition, deque[Any]] = {}
         """What was fetched and is not in hand yet, in order."""
         self._declined: dict[TopicPartition, int] = {}
-        """Partition -> offset of its next record, when that is one this member can never do."""
+        """Partition -> offset of its next record, when this member cannot do that: what the group is told."""
+        self._passed_over: dict[TopicPartition, int] = {}
+        """Of these, those that are not to be taken at the moment."""
         self._waited: dict[TopicPartition, int] = {}
         """Partition -> its position, when waiting there for more did not help."""
         self._positions: dict[TopicPartition, OffsetAndMetadata] = {}
@@ -164,6 +166,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             if not self._while_ours(record, done):
                 raise Fenced
             self._hand.pop(partition, None)
+            self._declined.pop(partition, None)
             self._ask_anew_if_told_otherwise()
 
     def give_back(self, record: Record) -> None:
@@ -174,8 +177,13 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             self._put_back(self._partition(record))
 
     def decline(self, record: Record) -> None:
-        self._declined[self._partition(record)] = record.offset
+        partition = self._partition(record)
+        self._declined[partition] = self._passed_over[partition] = record.offset
         self.give_back(record)
+
+    def reconsider(self) -> None:
+        # The group is not told: if we still cannot do it, nothing needs to move.
+        self._passed_over.clear()
 
     def close(self) -> None:
         # In a thread, because no timeout of kafka-python bounds all of it when the brokers are away.
@@ -219,7 +227,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         here = [
             (heads[0].timestamp, heads[0].offset, partition)
             for partition, heads in self._heads.items()
-            if heads and partition not in self._hand and self._declined.get(partition) != heads[0].offset
+            if heads and partition not in self._hand and self._passed_over.get(partition) != heads[0].offset
         ]
         return min(here)[2] if here else None
 
@@ -363,7 +371,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             self._fetch(0.05)
             # kafka-python does not say that somebody came under our name: a commit does.
             if self._hand:
-                self._commit({partition: self._position(partition) for partition in tuple(self._hand)}, SHORT)
+                self._commit({p: hand.said(hand.deliveries) for p, hand in tuple(self._hand.items())}, SHORT)
             self._forget_what_others_did()
         except MOVED:
             pass
