@@ -98,11 +98,14 @@ class Loop:
     """Seconds before the second attempt; doubles each time, up to 30."""
     tick: float = 0.5
     """Seconds between two looks at stop, control and membership."""
+    reconsider: float = 15.0
+    """Seconds after which what was declined is looked at again: its run may have been cancelled."""
 
     def __post_init__(self) -> None:
         self.station = STATION_OF[self.lane.group]
         self._topics = sorted({BY_MESSAGE[message].name for message in self.lane.handlers})
         self.meter = Meter(self.station, self._topics)
+        self._reconsider_at = 0.0
 
     def run(self) -> None:
         """Consume until stopped."""
@@ -128,6 +131,9 @@ class Loop:
         """One more message, if there is room and one is there."""
         if self.stop.is_set() or len(hands) == self.lane.width:
             return
+        if self._reconsider_at and time.monotonic() > self._reconsider_at:
+            self._reconsider_at = 0.0
+            self._subscription.reconsider()
         try:
             record = self._subscription.poll(timeout=0.05 if hands else 0.5)
         except Transient as error:  # of the bus itself; what was not committed comes again
@@ -177,6 +183,7 @@ class Loop:
             except Unsupported as error:
                 log.warning("left for a newer replica: %s", error, extra=_context(record))
                 self._subscription.decline(record)
+                self._reconsider_at = time.monotonic() + self.reconsider
                 return "declined"
 
     def _attempts(self, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
@@ -224,7 +231,7 @@ class Loop:
     ) -> Generator[Future[Any] | None, None, list[Message]]:
         """Run the handler to its end in a worker thread; gives what shall be published with the commit."""
         outputs: list[Message] = []
-        furthest, deliveries = record.furthest, record.delivery
+        furthest = record.furthest
         enough = threading.Event()
 
         def step(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -245,10 +252,9 @@ class Loop:
                     return outputs
                 if isinstance(output, Progress):
                     self._tell(output)
-                    if output.mark is not None and output.mark > furthest and deliveries > 1:
-                        self._subscription.furthest(record, output.mark)
-                        deliveries = 1
-                    furthest = max(furthest, output.mark or 0)
+                    if output.mark is not None and output.mark > furthest:
+                        furthest = output.mark
+                        self._remember(record, furthest)
                 elif isinstance(output, Message):
                     outputs.append(output)
                 self._look(message, record)
@@ -295,6 +301,12 @@ class Loop:
         item = message.item if isinstance(message, OfItem) else None
         about = {"run": message.run, "generation": message.generation, "attempt": message.attempt}
         return Progress.model_validate(about | {"station": self.station, "item": item, "step": step})
+
+    def _remember(self, record: Record, mark: int) -> None:
+        try:
+            self._subscription.furthest(record, mark)
+        except Transient as error:
+            log.warning("%s", error)
 
     def _tell(self, progress: Progress) -> None:
         """Publish what informs people only: work goes on although nobody hears of it."""

@@ -1,4 +1,4 @@
-"""The consumer loop: emit after success, then commit; three kinds of error; long work; stop at any moment."""
+"""The consumer loop: emit after success, then commit; kinds of error; long work side by side; cancel and stop at any moment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 
 from understudy.belt import contracts as c
+from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.loop import Loop
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
+from understudy.belt.loop import Lane, Loop
 from understudy.errors import Fatal, Invalid, Transient
-from understudy.recipe import parse
+from understudy.interrupt import check
 
-REQUEST = c.RunRequested(run="r", recipe=parse({"datasets": {"d": {"source": "d.csv"}}}, "r"))
-DONE = c.RunFailed(run="r", station="datagen", reason="done")
+A = c.Artifact(sha256="0" * 64)
+REQUEST = c.RunRequested(run="r", plan=A, name="r", items=1)
+DONE = c.RunClosed(run="r", status="failed", station="datagen", reason="done")
+Handler = Callable[[Any], Iterator[c.Message]]
 
 
 @pytest.fixture
@@ -29,20 +34,53 @@ def messages(bus: EmbeddedBus, topic: str) -> list[Any]:
     return [c.decode(record.value) for record in bus.replay([topic]) if record]
 
 
-def run(
-    bus: EmbeddedBus, handler: Callable[[Any], Iterator[c.Message]], until: Callable[[], object], **options: Any
-) -> None:
-    """Run a loop until `until()` holds."""
-    loop = Loop(bus, "datagen", {c.RunRequested: handler}, backoff=0.01, keep_alive_every=0.05, **options)
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    deadline = time.monotonic() + 15
-    while not until() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    loop.stop.set()
-    thread.join(10)
-    assert not thread.is_alive()
-    assert until()
+def until(met: Callable[[], object], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not met() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert met()
+
+
+class Running:
+    """A loop in a thread, with the fold it obeys; ends with the block."""
+
+    def __init__(self, bus: EmbeddedBus, lane: Lane, **options: Any) -> None:
+        self.control, self.stop = Control(), threading.Event()
+        reader = Reader(bus, [self.control])
+        self.loop = Loop(
+            bus,
+            lane,
+            self.control,
+            **{"ready": lambda: reader.caught_up.wait(5), "stop": self.stop, "backoff": 0.01, "tick": 0.05} | options,
+        )
+        self.error: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._run),
+            threading.Thread(target=reader.follow, args=(self.stop,), daemon=True),
+        ]
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException as error:
+            self.error.append(error)
+
+    def __enter__(self) -> Running:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def run(bus: EmbeddedBus, handler: Handler, met: Callable[[], object], **options: Any) -> None:
+    """Run a loop until `met()` holds."""
+    with Running(bus, Lane("datagen", {c.RunRequested: handler}), **options):
+        until(met)
 
 
 def test_outputs_come_with_the_commit_and_progress_at_once(bus: EmbeddedBus) -> None:
@@ -52,13 +90,14 @@ def test_outputs_come_with_the_commit_and_progress_at_once(bus: EmbeddedBus) -> 
         yield DONE
         yield c.Progress(run="r", station="datagen", step="half")
         time.sleep(0.1)
-        seen_while_working.extend([len(messages(bus, "report-published")), len(messages(bus, "progress"))])
+        seen_while_working.extend([len(messages(bus, "run-closed")), len(messages(bus, "progress"))])
 
     bus.publish(REQUEST)
-    run(bus, handler, lambda: messages(bus, "report-published"))
+    run(bus, handler, lambda: messages(bus, "run-closed"))
     assert seen_while_working == [0, 1]
+    assert messages(bus, "progress")[0].at == pytest.approx(time.time(), abs=20)
     run(bus, handler, lambda: True)
-    assert len(messages(bus, "report-published")) == 1, "a committed message came again"
+    assert len(messages(bus, "run-closed")) == 1, "a committed message came again"
 
 
 def test_invalid_becomes_a_dead_letter_and_a_failure_at_the_first_try(bus: EmbeddedBus) -> None:
@@ -71,10 +110,10 @@ def test_invalid_becomes_a_dead_letter_and_a_failure_at_the_first_try(bus: Embed
 
     bus.publish(REQUEST)
     run(bus, handler, lambda: messages(bus, "dead-letters"))
-    [letter], [failed] = messages(bus, "dead-letters"), messages(bus, "report-published")
+    [letter], [failed] = messages(bus, "dead-letters"), messages(bus, "run-closed")
     assert (letter.topic, letter.reason, len(calls)) == ("run-requested", "The table is empty. Add rows.", 1)
     assert c.decode(letter.value.encode()) == REQUEST
-    assert (failed.station, failed.reason) == ("datagen", letter.reason)
+    assert (failed.station, failed.status, failed.reason) == ("datagen", "failed", letter.reason)
 
 
 def test_transient_is_tried_again_and_what_the_failed_try_yielded_is_dropped(bus: EmbeddedBus) -> None:
@@ -87,9 +126,9 @@ def test_transient_is_tried_again_and_what_the_failed_try_yielded_is_dropped(bus
             raise Transient("not now")
 
     bus.publish(REQUEST)
-    run(bus, handler, lambda: messages(bus, "report-published"))
+    run(bus, handler, lambda: messages(bus, "run-closed"))
     assert len(calls) == 3
-    assert messages(bus, "report-published") == [DONE]
+    assert messages(bus, "run-closed") == [DONE]
 
 
 def test_what_never_gets_better_is_given_up_with_the_number_of_tries(bus: EmbeddedBus) -> None:
@@ -105,12 +144,27 @@ def test_what_never_gets_better_is_given_up_with_the_number_of_tries(bus: Embedd
     assert "surprise" in letter.reason
 
 
+def test_a_patient_lane_never_gives_up_on_what_may_come_back(bus: EmbeddedBus) -> None:
+    calls = []
+
+    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+        calls.append(1)
+        if len(calls) < 9:
+            raise Transient("the store is away")
+        yield DONE
+
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler}, patient=True), backoff=0.001):
+        until(lambda: messages(bus, "run-closed"))
+    assert not messages(bus, "dead-letters")
+
+
 def test_bytes_that_are_no_message_are_buried_and_life_goes_on(bus: EmbeddedBus) -> None:
     bus.publish(REQUEST)
     with bus._transaction() as db:
         db.execute("UPDATE messages SET value = ?", (b"\xff{not json",))
     bus.publish(REQUEST)
-    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "report-published"))
+    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "run-closed"))
     assert "Not a message" in messages(bus, "dead-letters")[0].reason
 
 
@@ -120,10 +174,11 @@ def test_fatal_ends_the_loop_and_leaves_the_message(bus: EmbeddedBus) -> None:
         yield
 
     bus.publish(REQUEST)
-    with pytest.raises(Fatal):
-        Loop(bus, "datagen", {c.RunRequested: handler}).run()
+    with Running(bus, Lane("datagen", {c.RunRequested: handler})) as running:
+        until(lambda: running.error)
+    assert isinstance(running.error[0], Fatal)
     assert not messages(bus, "dead-letters")
-    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "report-published"))
+    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "run-closed"))
 
 
 def test_work_longer_than_the_lease_stays_ours(bus: EmbeddedBus) -> None:
@@ -146,35 +201,288 @@ def test_work_longer_than_the_lease_stays_ours(bus: EmbeddedBus) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    run(bus, handler, lambda: messages(bus, "report-published"))
+    run(bus, handler, lambda: messages(bus, "run-closed"))
     watching.set()
     thread.join()
     assert calls == [1]
     assert not thieves
 
 
-def test_stop_in_the_middle_closes_the_handler_and_the_message_comes_again(bus: EmbeddedBus) -> None:
-    closed, started = threading.Event(), threading.Event()
-
-    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+def endless(closed: threading.Event, started: threading.Event) -> Handler:
+    def handler(message: c.RunRequested) -> Iterator[c.Message]:
         try:
             while True:
                 started.set()
                 time.sleep(0.02)
-                yield c.Progress(run="r", station="datagen", step="working")
+                yield c.Progress(run=message.run, station="datagen", step="working")
         finally:
             closed.set()
 
+    return handler
+
+
+def test_stop_in_the_middle_closes_the_handler_and_the_message_comes_again_uncounted(bus: EmbeddedBus) -> None:
+    closed, started = threading.Event(), threading.Event()
     bus.publish(REQUEST)
-    run(bus, handler, started.is_set)
-    assert closed.wait(2)
-    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "report-published"))
+    for _ in range(4):
+        started.clear()
+        run(bus, endless(closed, started), started.is_set, deliveries=3)
+        assert closed.wait(2)
+    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "run-closed"), deliveries=3)
+    assert not messages(bus, "dead-letters"), "orderly stops were taken for poison"
+
+
+def kill(bus: EmbeddedBus, mark: int | None = None) -> None:
+    """A process takes the message, gets so far, and dies."""
+    member = bus.subscribe("datagen", ["run-requested"], "datagen-0")
+    record = member.poll(1)
+    assert record
+    if mark and mark > record.furthest and record.delivery > 1:
+        member.furthest(record, mark)
 
 
 def test_a_message_that_ends_the_process_each_time_is_poison(bus: EmbeddedBus) -> None:
     bus.publish(REQUEST)
-    for _ in range(4):  # four processes took it and died
-        assert bus.subscribe("datagen", ["run-requested"], "datagen-0").poll(1)
+    for _ in range(4):
+        kill(bus)
     run(bus, lambda _: iter([DONE]), lambda: messages(bus, "dead-letters"), deliveries=4)
     assert "end the process" in messages(bus, "dead-letters")[0].reason
-    assert messages(bus, "report-published")[0].reason.startswith("Handed out 5 times")
+    assert messages(bus, "run-closed")[0].reason.startswith("Handed out 5 times")
+
+
+def test_work_that_gets_further_each_time_is_no_poison(bus: EmbeddedBus) -> None:
+    bus.publish(REQUEST)
+    for step in range(9):
+        kill(bus, mark=step + 1)
+    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "run-closed"), deliveries=4)
+    assert not messages(bus, "dead-letters")
+
+
+def test_the_loop_remembers_the_furthest_mark_and_only_what_goes_beyond_it_clears_the_count(bus: EmbeddedBus) -> None:
+    def reaching(*marks: int) -> Handler:
+        def handler(_: c.RunRequested) -> Iterator[c.Message]:
+            for mark in marks:
+                yield c.Progress(run="r", station="datagen", step="x", mark=mark)
+            reached.set()
+            while True:
+                time.sleep(0.02)
+                yield c.Progress(run="r", station="datagen", step="x")
+
+        return handler
+
+    def next_delivery() -> tuple[int, int]:
+        member = bus.subscribe("datagen", ["run-requested"], "datagen-0")
+        record = member.poll(1)
+        assert record
+        member.close()  # in order: does not count
+        return record.delivery, record.furthest
+
+    bus.publish(REQUEST)
+    for _ in range(3):
+        kill(bus)
+    assert next_delivery() == (4, 0)
+    for marks, expected in (((1, 2, 5), (1, 5)), ((3, 4, 5), (3, 5)), ((4, 6), (1, 6))):
+        reached = threading.Event()
+        run(bus, reaching(*marks), reached.is_set)
+        assert next_delivery() == expected, marks
+        kill(bus)
+        kill(bus)
+
+
+def test_a_cancelled_message_is_closed_at_once_and_committed_without_a_word(bus: EmbeddedBus) -> None:
+    closed, started = threading.Event(), threading.Event()
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: endless(closed, started)})):
+        assert started.wait(5)
+        began = time.monotonic()
+        bus.publish(c.CancelRequested(run="r"))
+        assert closed.wait(2)
+        assert time.monotonic() - began < 1
+        until(lambda: bus.lag("datagen") == {"run-requested": 0})
+    assert not messages(bus, "run-closed")
+    assert not messages(bus, "dead-letters")
+
+
+def test_a_cancelled_message_that_waits_is_never_begun_and_the_next_generation_is(bus: EmbeddedBus) -> None:
+    seen: list[int] = []
+
+    def handler(message: c.RunRequested) -> Iterator[c.Message]:
+        seen.append(message.generation)
+        yield DONE
+
+    bus.publish(REQUEST, c.CancelRequested(run="r"), REQUEST.model_copy(update={"generation": 2}))
+    run(bus, handler, lambda: bus.lag("datagen") == {"run-requested": 0})
+    assert seen == [2]
+
+
+def test_a_blocking_call_hears_that_it_is_cancelled(bus: EmbeddedBus) -> None:
+    """As a transfer to a store does, between two pieces."""
+    began, heard = threading.Event(), threading.Event()
+
+    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+        began.set()
+        try:
+            while True:
+                time.sleep(0.01)
+                check()
+        finally:
+            heard.set()
+        yield DONE
+
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler})):
+        assert began.wait(5)
+        bus.publish(c.CancelRequested(run="r"))
+        assert heard.wait(2)
+        until(lambda: bus.lag("datagen") == {"run-requested": 0})
+    assert not messages(bus, "dead-letters")
+
+
+def test_the_next_message_waits_until_the_cancelled_one_has_ended(bus: EmbeddedBus) -> None:
+    order: list[str] = []
+
+    def handler(message: c.RunRequested) -> Iterator[c.Message]:
+        order.append(f"begin {message.run}")
+        try:
+            while message.run == "r":
+                time.sleep(0.01)
+                yield c.Progress(run="r", station="datagen", step="x")
+        finally:
+            time.sleep(0.3 if message.run == "r" else 0)
+            order.append(f"end {message.run}")
+
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler})):
+        until(lambda: order)
+        bus.publish(c.RunRequested(run="s", plan=A, name="s", items=1), c.CancelRequested(run="r"))
+        until(lambda: len(order) == 4)
+    assert order == ["begin r", "end r", "begin s", "end s"]
+
+
+def test_what_a_deleted_run_left_is_forgotten_once_its_work_has_ended(bus: EmbeddedBus) -> None:
+    closed, started = threading.Event(), threading.Event()
+    forgotten: list[tuple[str, bool]] = []
+    bus.publish(REQUEST)
+    lane = Lane("datagen", {c.RunRequested: endless(closed, started)}, obeys=("deleted",))
+    with Running(bus, lane, forget=lambda name: forgotten.append((name, closed.is_set()))):
+        assert started.wait(5)
+        bus.publish(c.CancelRequested(run="r"))
+        assert not closed.wait(0.5), "this lane does not obey a cancel"
+        bus.publish(c.RunDeleted(run="r"))
+        until(lambda: forgotten)
+    assert forgotten == [("r", True)]
+
+
+def item(run: str, index: int, **more: Any) -> c.TrainingRequested:
+    return c.TrainingRequested(run=run, item=f"i{index}", index=index, plan=A, **more)
+
+
+def test_several_in_hand_and_one_that_hangs_holds_up_nobody(bus: EmbeddedBus) -> None:
+    done: list[str] = []
+    release = threading.Event()
+
+    def handler(message: c.TrainingRequested) -> Iterator[c.Message]:
+        while message.index == 0 and not release.is_set():
+            time.sleep(0.01)
+            yield c.Progress(run="r", station="trainer", item=message.item, step="hangs")
+        done.append(message.item)
+        yield c.ItemScored(run="r", item=message.item, scores=A)
+
+    bus.publish(*(item("r", n) for n in range(5)))
+    with Running(bus, Lane("trainer", {c.TrainingRequested: handler}, width=3)):
+        until(lambda: len(done) == 4, 5)
+        assert "i0" not in done
+        release.set()
+        until(lambda: len(messages(bus, "run-control")) == 5)
+    assert sorted(done) == [f"i{n}" for n in range(5)]
+
+
+def test_what_a_replica_lacks_is_left_for_one_that_has_it(bus: EmbeddedBus) -> None:
+    did: dict[str, list[str]] = {"old": [], "new": []}
+
+    def handler(name: str) -> Handler:
+        def handle(message: c.TrainingRequested) -> Iterator[c.Message]:
+            did[name].append(message.item)
+            yield c.ItemScored(run="r", item=message.item, scores=A)
+
+        return handle
+
+    bus.publish(item("r", 0, needs=("dpo",)), item("r", 1), item("r", 2, needs=("nf4",)))
+    with Running(bus, Lane("trainer", {c.TrainingRequested: handler("old")}, has=frozenset({"nf4"})), member="old"):
+        until(lambda: sorted(did["old"]) == ["i1", "i2"])
+        until(lambda: messages(bus, "progress"))
+        assert "dpo" in messages(bus, "progress")[0].step
+        time.sleep(0.3)
+        assert bus.lag("trainer")["training-requested"] == 1
+        new = Lane("trainer", {c.TrainingRequested: handler("new")}, has=frozenset({"nf4", "dpo"}))
+        with Running(bus, new, member="new"):
+            until(lambda: did["new"] == ["i0"])
+            until(lambda: bus.lag("trainer")["training-requested"] == 0)
+    assert not messages(bus, "dead-letters")
+
+
+def test_a_declined_message_whose_run_is_cancelled_is_committed_by_who_declined_it(bus: EmbeddedBus) -> None:
+    bus.publish(item("r", 0, needs=("dpo",)))
+    with Running(bus, Lane("trainer", {c.TrainingRequested: lambda _: iter([])}), reconsider=0.2):
+        until(lambda: messages(bus, "progress"))
+        bus.publish(c.CancelRequested(run="r"))
+        until(lambda: bus.lag("trainer")["training-requested"] == 0, 5)
+
+
+def test_a_located_handler_is_told_where_its_message_lies(bus: EmbeddedBus) -> None:
+    seen: list[Record] = []
+
+    def handler(message: c.ItemFailed, record: Record) -> Iterator[c.Message]:
+        seen.append(record)
+        yield from ()
+
+    bus.publish(*(c.ItemFailed(run="r", item=f"i{n}", station="trainer", reason="x") for n in range(3)))
+    with Running(bus, Lane("closer", {c.ItemFailed: handler}, located=True)):
+        until(lambda: len(seen) == 3)
+    assert [record.offset for record in seen] == [0, 1, 2]
+
+
+def test_a_bus_that_is_away_at_the_commit_is_waited_for_and_the_work_not_done_again(bus: EmbeddedBus) -> None:
+    calls: list[int] = []
+
+    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+        calls.append(1)
+        yield DONE
+
+    bus.publish(REQUEST)
+    running = Running(bus, Lane("datagen", {c.RunRequested: handler}))
+    subscribe, failures = bus.subscribe, iter([Transient("away"), Transient("away")])
+
+    def subscribed(*arguments: Any) -> Any:
+        subscription = subscribe(*arguments)
+        commit = subscription.commit
+
+        def failing(record: Record, outputs: Any = ()) -> None:
+            if error := next(failures, None):
+                raise error
+            commit(record, outputs)
+
+        subscription.commit = failing  # type: ignore[method-assign]
+        return subscription
+
+    bus.subscribe = subscribed  # type: ignore[method-assign]
+    with running:
+        until(lambda: messages(bus, "run-closed"))
+    assert calls == [1]
+
+
+def test_no_message_is_taken_before_the_fold_has_caught_up(bus: EmbeddedBus) -> None:
+    """Else a cancelled message could be begun."""
+    gate = threading.Event()
+    did: list[str] = []
+
+    def handler(message: c.RunRequested) -> Iterator[c.Message]:
+        did.append(message.run)
+        yield DONE
+
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler}), ready=gate.wait):
+        time.sleep(0.3)
+        assert not did
+        gate.set()
+        until(lambda: did)
