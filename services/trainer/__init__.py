@@ -1,6 +1,7 @@
-"""The trainer: fine-tunes one LoRA adapter per variant.
+"""The trainer: fine-tunes one LoRA adapter per item that is trained on something.
 
-takes   TrainingRequested     one variant: recipe, datasets
-makes   runs/<run>/adapters/<variant>     PEFT folder with README.md, training.json and probe.json
-emits   Progress while it trains, then ModelTrained; the base passes through with `adapter=None`
+takes   TrainingRequested     one item of a plan
+makes   runs/<run>/adapters/<item>     PEFT folder with README.md, training.json and probe.json
+        runs/<run>/logs/<item>         the end of what its training said
+emits   Progress while it trains, then ServingRequested
 """

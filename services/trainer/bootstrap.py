@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from services.trainer.api import router
 from services.trainer.handlers import Trainer
+from services.trainer.jobs import Jobs
 from services.trainer.launcher import ChildLauncher
 from services.trainer.settings import TrainerSettings
+from understudy.belt.loop import Lane
 from understudy.service.host import Kernel, Service
 
 
@@ -13,9 +17,17 @@ def build(settings: TrainerSettings, kernel: Kernel) -> Service:
     """The service as `host.serve` runs it."""
     trainer = Trainer(
         store=kernel.store,
+        plans=kernel.plans,
         launcher=ChildLauncher(threads=settings.threads),
         models=settings.models,
         work=settings.work("trainer"),
         threads=settings.threads,
     )
-    return Service(handlers=trainer.handlers(), router=router(kernel.ledger))
+    jobs = Jobs(kernel.runs, kernel.plans)
+    kernel.reader.add(jobs)
+    return Service(lanes=(Lane("trainer", trainer.handlers(), has=features()),), router=router(jobs))
+
+
+def features() -> frozenset[str]:
+    """What this installation can do beyond what every trainer can: bitsandbytes trains on a base of four bits."""
+    return frozenset({"nf4"}) if find_spec("bitsandbytes") else frozenset()

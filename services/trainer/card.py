@@ -32,9 +32,10 @@ def snapshot(
             "tokens_seen": sum(len(corpora[name].rows[draw.row].ids) for draw in draws),
         }
     return {
+        "format": "understudy.training.v1",
+        "item": job.item,
         "base": job.base.name,
         "base_revision": job.base.revision,
-        "variant": job.variant,
         "seed": job.seed,
         "training": job.training.model_dump(mode="json"),
         "stages": job.stages,
@@ -73,7 +74,7 @@ library_name: peft
 tags: [lora, sft]
 ---
 
-# {facts["variant"]}: a LoRA adapter for {facts["base"]}
+# {facts["item"]}: a LoRA adapter for {facts["base"]}
 
 Made by Understudy from the base model `{facts["base"]}`{revision}. The loss was taken on the answers only.
 

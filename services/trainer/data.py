@@ -1,11 +1,11 @@
 """From examples to the exact order in which the trainer sees them: tokenised once, mixed by weight, batched by length.
 
     tokenize    examples -> token ids with the place where the answer begins; too long ones are left out and counted
-    budget      tokens that a variant may see
+    budget      tokens that an item may see
     draw        which examples each stage sees, in which order
     arrange     the same with examples of similar length side by side, so that little is padding
 
-Everything is a function of (data, recipe, seed); nothing here draws from a global random state, and the trainer must not reshuffle.
+Everything is a function of (data, plan, seed); nothing here draws from a global random state, and the trainer must not reshuffle.
 Imports no torch.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from services.trainer.job import Stages
+from understudy.plan import Stages
 from understudy.records import Example
 
 WINDOW = 8
@@ -44,7 +44,7 @@ class Corpus:
 
     rows: list[Row]
     left_out: int
-    """Examples with more tokens than the recipe allows."""
+    """Examples with more tokens than the plan allows."""
 
     @property
     def tokens(self) -> int:

@@ -1,6 +1,6 @@
 """A training job: the folder that the service and its child share, and nothing else.
 
-    <work>/<run>/<variant>/
+    <work>/<run>/<item>/
         job.json          `Job`: everything the child needs
         progress.jsonl    one `Step` per optimizer step, appended by the child
         error.json        why the input is wrong, written by the child that exits with EXIT_INVALID
@@ -13,19 +13,19 @@ Does not start processes (`launcher.py`), train (`train.py`) or decide about fai
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from understudy.bases import Base
+from understudy.plan import Stages
 from understudy.recipe import Training
 
 EXIT_INVALID, EXIT_MEMORY, EXIT_DISK = 2, 3, 4
 """How the child ends when the input is wrong (see error.json), memory ran out, or the disk is full."""
-
-Stages = tuple[dict[str, float], ...]
-"""{dataset: weight} of each stage, in order."""
 
 
 class Data(BaseModel):
@@ -44,16 +44,19 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    format: Literal["understudy.job.v1"] = "understudy.job.v1"
     run: str
-    variant: str
+    item: str
     base: Base
     datasets: dict[str, Data]
     """All datasets that `stages` and `budget_stages` name."""
     stages: Stages
     budget_stages: Stages
-    """Stages of the variant whose data defines the token budget: the recipe's first, or this one."""
+    """Stages whose data defines the token budget."""
     training: Training
     seed: int
+    shuffle: str
+    """What the order of the examples follows from, besides the data."""
     threads: int
     micro_batch: int
     """Examples per forward pass; divides `training.batch_size`."""
@@ -92,7 +95,7 @@ class JobFolder:
     def prepare(self, job: Job) -> Job:
         """Write job.json, or take up the unfinished work that is there; returns the job as it stands.
 
-        Work on another job (other data, another recipe, other settings) is thrown away. A micro-batch that was halved stays so.
+        Work on another job (other data, another plan, other settings) is thrown away. A micro-batch that was halved stays so.
         """
         if found := self._read():
             if found.model_copy(update={"micro_batch": job.micro_batch}) == job:
@@ -113,10 +116,13 @@ class JobFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.write(job)
 
-    def clear(self) -> None:
-        """Drop what a stored adapter has made superfluous; the log and the progress stay."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        shutil.rmtree(self.adapter, ignore_errors=True)
+    def log_end(self, most_bytes: int) -> bytes:
+        """The last whole lines of the log, at most so many bytes; raises OSError."""
+        with self.log.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - most_bytes)
+            file.seek(start)
+            said = file.read(most_bytes)
+        return (said.partition(b"\n")[2] or said) if start else said
 
     def steps(self, offset: int) -> tuple[list[Step], int]:
         """Whole lines of progress.jsonl from byte `offset`, and the offset behind them."""

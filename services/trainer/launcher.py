@@ -21,8 +21,8 @@ class Running(Protocol):
     def poll(self) -> int | None:
         """Exit code (negative: the signal that ended it), or None while it runs."""
 
-    def stop(self) -> None:
-        """End it; safe to call twice, and after its end."""
+    def stop(self, grace: float) -> None:
+        """End it, by force after `grace` seconds and within twice as many; safe to call twice, and after its end."""
 
 
 class Launcher(Protocol):

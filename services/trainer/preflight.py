@@ -12,13 +12,14 @@ from typing import Any
 
 from understudy.bases import Base
 from understudy.errors import Invalid
+from understudy.service import machine
 
 MIN_EXAMPLES = 10
 """Fewer examples than this after leaving out the too long ones: not worth training (the data itself may be smaller)."""
 
 
 def check_base(base: Base, quantize: str) -> None:
-    """Raises `Invalid` when a local base is damaged, or its weights cannot fit into this machine's memory."""
+    """Raises `Invalid` when a local base is damaged, or its weights cannot fit into the memory that this process may take."""
     if base.revision:  # on a hub: seen when it is loaded
         return
     folder = Path(base.path)
@@ -44,20 +45,20 @@ def check_base(base: Base, quantize: str) -> None:
             f"Base model `{base.name}`: there is no tokenizer in {folder}", "Save its tokenizer beside the weights."
         )
     needed = weights * (0.4 if quantize == "nf4" else 1.0)  # as stored; any real need is higher
-    if needed > (memory := _total_memory()):
+    if needed > (memory := machine.memory()):
         raise Invalid(
-            f"Base model `{base.name}` needs at least {needed / 2**30:.1f} GiB and this machine has {memory / 2**30:.1f} GiB of memory",
+            f"Base model `{base.name}` needs at least {needed / 2**30:.1f} GiB of memory and the trainer may take {memory / 2**30:.1f}",
             "Set `training.quantize: nf4` or take a smaller base.",
         )
 
 
-def check_datasets(folders: Mapping[str, Path], variant: str) -> None:
-    """Raises `Invalid` when a dataset of `variant` has no training row."""
+def check_datasets(folders: Mapping[str, Path], item: str) -> None:
+    """Raises `Invalid` when a dataset of `item` has no training row."""
     for name, folder in folders.items():
         split = folder / "train.jsonl"
         if not split.is_file() or split.stat().st_size == 0:
             raise Invalid(
-                f"Dataset `{name}` has no training rows, and variant `{variant}` trains on it",
+                f"Dataset `{name}` has no training rows, and `{item}` trains on it",
                 f"Raise `datasets.{name}.rows.train`, or see in its rejected.jsonl why no row became an example.",
             )
 
@@ -95,8 +96,3 @@ def check_batch(labels: Iterable[Sequence[int]], answers: Iterable[Sequence[int]
             raise AssertionError(f"the loss sees {seen} instead of the answer {list(answer)}")
         if seen[-1] not in stops:
             raise AssertionError(f"the answer {seen} does not end in one of the stop tokens {sorted(stops)}")
-
-
-def _total_memory() -> int:
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemTotal:")) * 1024

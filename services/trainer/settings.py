@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 from pydantic import Field
 
+from understudy.service import machine
 from understudy.settings import Settings
 
 
 class TrainerSettings(Settings):
     """What the trainer needs beyond the shared settings."""
 
-    threads: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=256)
+    threads: int = Field(default_factory=lambda: min(2, machine.cores()), ge=1, le=256)
     """CPU threads of one training. Part of its result: sums are split by thread, so another number gives other last bits."""

@@ -64,7 +64,9 @@ def train(job: Job, folder: JobFolder) -> None:
     card.write(partial, card.snapshot(job, corpora, order, curve, device))
     served = trainer.model if job.training.quantize == "none" else tune.on_unquantised_base(job, partial, device)
     probes = [tune.probe(served, row) for row in probe_rows(corpora, order)]
-    (partial / "probe.json").write_text(json.dumps({"probes": probes}) + "\n", encoding="utf-8")
+    (partial / "probe.json").write_text(
+        json.dumps({"format": "understudy.probes.v1", "probes": probes}) + "\n", encoding="utf-8"
+    )
     partial.rename(folder.adapter)
     say(f"done, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 
@@ -87,8 +89,8 @@ def plan(job: Job, corpora: dict[str, data.Corpus]) -> list[data.Draw]:
     else:
         total = data.budget(job.budget_stages, corpora, job.training.epochs)
         budgets = [total * (n + 1) // count - total * n // count for n in range(count)]
-    seed = f"{job.seed}/{job.variant}"
-    return data.arrange(data.draw(job.stages, corpora, budgets, seed), corpora, job.training.batch_size, seed)
+    drawn = data.draw(job.stages, corpora, budgets, job.shuffle)
+    return data.arrange(drawn, corpora, job.training.batch_size, job.shuffle)
 
 
 def probe_rows(corpora: dict[str, data.Corpus], order: list[data.Draw]) -> list[data.Row]:

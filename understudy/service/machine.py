@@ -1,4 +1,7 @@
-"""What this process may use of the machine: cores and memory, bounded by its control group. Linux only."""
+"""What this process may use of the machine: cores and memory, bounded by its control group as a container sees it.
+
+Linux only, and of control groups only version 2: where there is none, or no limit, the machine counts. Starts nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 from pathlib import Path
 
 GROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, VMSTAT = Path("/proc/meminfo"), Path("/proc/vmstat")
 
 
 def cores(group: Path = GROUP) -> int:
@@ -27,18 +30,18 @@ def memory(group: Path = GROUP, meminfo: Path = MEMINFO) -> int:
 
 
 def available_memory(group: Path = GROUP, meminfo: Path = MEMINFO) -> int:
-    """Bytes it may still take now."""
-    free, limit, used = (
-        _line(meminfo, "MemAvailable:"),
-        _number(group / "memory.max"),
-        _number(group / "memory.current"),
-    )
-    return free if limit is None or used is None else min(free, max(0, limit - used))
+    """Bytes it may still take now; what the group holds only to remember files counts as free, as it does of the machine."""
+    free = _line(meminfo, "MemAvailable:")
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is None or used is None:
+        return free
+    used -= _line(group / "memory.stat", "inactive_file", unit=1)
+    return min(free, max(0, limit - used))
 
 
-def memory_kills() -> int:
+def memory_kills(statistics: Path = VMSTAT) -> int:
     """Processes that the kernel killed for want of memory since boot; tells such a SIGKILL from anybody else's."""
-    return _line(Path("/proc/vmstat"), "oom_kill", unit=1)
+    return _line(statistics, "oom_kill", unit=1)
 
 
 def _line(path: Path, name: str, unit: int = 1024) -> int:
@@ -46,7 +49,7 @@ def _line(path: Path, name: str, unit: int = 1024) -> int:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
-    return next((int(words[1]) * unit for line in lines if (words := line.split())[0] == name), 0)
+    return next((int(words[1]) * unit for line in lines if (words := line.split())[:1] == [name]), 0)
 
 
 def _number(path: Path) -> int | None:
