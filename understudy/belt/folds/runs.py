@@ -124,25 +124,38 @@ class Run:
 
     request: RunRequested | None = None
     """The latest."""
-    created: float = 0.0
+    requested: Mapping[int, float] = field(default_factory=dict)
+    """Generation -> when it was first asked for."""
     planned: Mapping[str, ItemPlanned] = field(default_factory=dict)
     moves: Mapping[str, Move] = field(default_factory=dict)
-    models: Mapping[str, str] = field(default_factory=dict)
+    served: Mapping[str, ModelServed] = field(default_factory=dict)
     progress: Mapping[str, Progress] = field(default_factory=dict)
     """By item; the run's own under the empty name."""
     closings: Mapping[str | None, RunClosed] = field(default_factory=dict)
     """By outcome: the latest."""
+
+    @property
+    def created(self) -> float:
+        """Seconds since the epoch; 0 before a request was read."""
+        return min(self.requested.values(), default=0.0)
+
+
+NO_RUN = Run()
 
 
 def apply(run: Run, message: Message, at: float) -> Run:
     """The run with one more message taken into account, published at `at`."""
     match message:
         case RunRequested():
-            created = min(run.created or at, at)
             newer = run.request is None or order(message) > order(run.request)
-            return replace(run, request=message if newer else run.request, created=created)
-        case ItemPlanned() if message.item not in run.planned:
-            return replace(run, planned=_with(run.planned, message.item, message))
+            first = min(at, run.requested.get(message.generation, at))
+            return replace(
+                run,
+                request=message if newer else run.request,
+                requested={**run.requested, message.generation: first},
+            )
+        case ItemPlanned():
+            return _later(run, "planned", message.item, message)
         case OnBelt():
             rank = _RANK[type(message)]
             before = run.moves.get(message.item)
@@ -150,25 +163,43 @@ def apply(run: Run, message: Message, at: float) -> Run:
             old = (before.generation, before.attempt, before.rank) if before else (0, 0, 0)
             if new < old or (new == old and before and before.since <= at):
                 return run
-            return replace(run, moves=_with(run.moves, message.item, Move(*new, since=at)))
+            return replace(run, moves={**run.moves, message.item: Move(*new, since=at)})
         case ModelServed():
-            return replace(run, models=_with(run.models, message.item, message.model))
+            return _later(run, "served", message.item, message)
         case Progress():
             key = message.item or ""
             last = run.progress.get(key)
             if last and (*order(last), last.at) >= (*order(message), message.at):
                 return run
-            return replace(run, progress=_with(run.progress, key, message))
+            return replace(run, progress={**run.progress, key: message})
         case RunClosed():
-            closing = run.closings.get(message.outcome)
-            if closing and order(closing) >= order(message):
-                return run
-            return replace(run, closings=_with(run.closings, message.outcome, message))
+            return _later(run, "closings", message.outcome, message)
     return run
 
 
-def _with(mapping: Mapping[Any, Any], key: Any, value: Any) -> Mapping[Any, Any]:
-    return {**mapping, key: value}
+def forget(run: Run, generation: int) -> Run:
+    """What remains of a run that is deleted up to a generation."""
+
+    def left(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        return {key: each for key, each in mapping.items() if each.generation > generation}
+
+    return Run(
+        request=run.request if run.request and run.request.generation > generation else None,
+        requested={number: at for number, at in run.requested.items() if number > generation},
+        planned=left(run.planned),
+        moves=left(run.moves),
+        served=left(run.served),
+        progress=left(run.progress),
+        closings=left(run.closings),
+    )
+
+
+def _later(run: Run, name: str, key: Any, message: Message) -> Run:
+    """Of two messages about the same the later one counts."""
+    known: Mapping[Any, Message] = getattr(run, name)
+    if key in known and order(known[key]) >= order(message):
+        return run
+    return replace(run, **{name: {**known, key: message}})
 
 
 class Runs:
@@ -198,24 +229,26 @@ class Runs:
 
     def read(self, message: Message, record: Record) -> None:
         name = message.run
-        book = self._control.book(name)
+        deleted = self._control.book(name).deleted
+        before = self._runs.get(name, NO_RUN)
         if isinstance(message, RunDeleted):
-            run = self._runs.get(name)
-            if run and (run.request is None or run.request.generation <= book.deleted):
-                self._forget(name)
+            run = forget(before, deleted)
+        elif message.generation <= deleted:
             return
-        if message.generation <= book.deleted:
-            return
-        before = self._runs.get(name, Run())
-        run = apply(before, message, record.timestamp)
+        else:
+            run = apply(before, message, record.timestamp)
         if run is before and record.topic != "run-control":
             return
-        with self._lock:
-            self._runs[name] = run
-            self._open.add(name)
         if run.created != before.created:
-            self._take_from_age(before.created, name)
-            bisect.insort(self._by_age, (run.created, name))
+            self._place(name, before.created, run.created)
+        with self._lock:
+            if run == NO_RUN:
+                self._runs.pop(name, None)
+                self._views.pop(name, None)
+                self._open.discard(name)
+            else:
+                self._runs[name] = run
+                self._open.add(name)
 
     def get(self, run: str) -> RunState | None:
         """One run, with all its items."""
@@ -276,16 +309,16 @@ class Runs:
                 waiting[stage].append(since)
         return {stage: sorted(times) for stage, times in waiting.items()}
 
-    def _forget(self, name: str) -> None:
-        run = self._runs.pop(name)
-        self._take_from_age(run.created, name)
-        self._open.discard(name)
-        self._views.pop(name, None)
-
-    def _take_from_age(self, created: float, name: str) -> None:
-        place = bisect.bisect_left(self._by_age, (created, name))
-        if place < len(self._by_age) and self._by_age[place] == (created, name):
-            self._by_age = self._by_age[:place] + self._by_age[place + 1 :]
+    def _place(self, name: str, before: float, now: float) -> None:
+        """Put a run where its age says; whoever pages through the list meanwhile goes on undisturbed."""
+        if not before and (not self._by_age or (now, name) > self._by_age[-1]):
+            self._by_age.append((now, name))
+            return
+        ages = [age for age in self._by_age if age != (before, name)] if before else self._by_age
+        if now:
+            place = bisect.bisect_left(ages, (now, name))
+            ages = [*ages[:place], (now, name), *ages[place:]]
+        self._by_age = ages
 
 
 class _View:
@@ -372,8 +405,8 @@ class _View:
     def _item(self, planned: ItemPlanned, over: bool) -> ItemState:
         name, generation = planned.item, self._request.generation
         end, move = self._book.end_of(name), self._run.moves.get(name)
-        base, what, model = planned.base, planned.what, self._run.models.get(name)
-        about = {"base": base, "what": what, "model": model}
+        served = self._run.served.get(name)
+        about = {"base": planned.base, "what": planned.what, "model": served.model if served else None}
         if isinstance(end, ItemScored):
             return ItemState(stage="scored", **about)
         if isinstance(end, ItemServed):

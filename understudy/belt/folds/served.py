@@ -35,11 +35,9 @@ class Models:
             if message.generation > self._deleted.get(message.run, 0):
                 served = Served(message, int(record.timestamp))
                 before = self._by_run[message.model].get(message.run)
-                if before is None or _order(served) < _order(before):
+                if before is None or _of_one_run(served) < _of_one_run(before):
                     self._by_run[message.model][message.run] = served
-                    first = self._models.get(message.model)
-                    if first is None or _order(served) < _order(first):
-                        self._models[message.model] = served
+                    self._settle(message.model)
         elif isinstance(message, RunDeleted):
             self._deleted[message.run] = max(message.generation, self._deleted.get(message.run, 0))
             for name, runs in list(self._by_run.items()):
@@ -62,6 +60,11 @@ class Models:
             self._models[name] = min(runs.values(), key=_order)
         else:
             del self._by_run[name], self._models[name]
+
+
+def _of_one_run(served: Served) -> tuple[int, int]:
+    """The latest generation counts, because earlier ones may be deleted without it."""
+    return -served.message.generation, served.created
 
 
 def _order(served: Served) -> tuple[int, str, int]:

@@ -1,231 +1,215 @@
 """What users see is a fold over the log: the same after a restart, whatever the order between topics and however often
-failed variants were tried."""
+something was published, and however often items were cancelled, taken up again and tried again."""
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from collections.abc import Iterator
+import importlib.util
 from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from understudy.belt import contracts as c
-from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.folds.runs import Ledger, RunState
-from understudy.belt.topics import topic_of
-from understudy.recipe import parse
+from understudy.belt import turns
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.runs import OVER, Runs
+from understudy.belt.folds.served import Models
 
-RECIPE = parse({"datasets": {"d": {"source": "d.csv"}}, "variants": {"v": {"train": "d"}}}, "r")
-ARTIFACT = c.Artifact(uri="file:///a", sha256="0")
-BELT = {"run": "r", "variant": "v", "recipe": RECIPE, "datasets": {}}
-STORY: list[c.Message] = [
-    c.RunRequested(run="r", recipe=RECIPE),
-    c.TrainingRequested(**BELT),
-    c.ModelServed(**BELT, model="ft:v", adapter=ARTIFACT),
-    c.VariantScored(**BELT, scores=ARTIFACT),
-    c.ReportPublished(run="r", report=ARTIFACT),
-]
+_spec = importlib.util.spec_from_file_location("life", Path(__file__).with_name("life.py"))
+assert _spec
+assert _spec.loader
+life = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(life)
+
+A = life.A
+ABOUT = {"run": "r"}
+REQUEST = c.RunRequested(run="r", plan=A, name="r", bases=("seedling",), items=2)
+PLANNED = [c.ItemPlanned(run="r", item=name, index=index, base="seedling") for index, name in enumerate(("base", "v"))]
+BELT = {"run": "r", "item": "v", "index": 1, "plan": A, "datasets": A}
+MADE = c.DatasetsMade(run="r", plan=A, datasets=A)
+TRAIN = c.TrainingRequested(**BELT)
+SERVE = c.ServingRequested(**BELT, adapter=A)
+SCORE = c.ScoringRequested(**BELT, model="ft:v", adapter=A)
+BASE_SCORED = c.ItemScored(run="r", item="base", scores=A)
 
 
-def ledger(path: Path, messages: list[c.Message]) -> Ledger:
-    bus = EmbeddedBus(path)
-    for message in messages:
-        bus.publish(message)
-    return Ledger(bus).load()
+def folded(messages: list[c.Message]) -> tuple[Runs, Control]:
+    control = Control()
+    runs = Runs(control)
+    life.feed(life.records(messages), control, runs)
+    return runs, control
 
 
-def test_the_stages_of_a_variant(tmp_path: Path) -> None:
-    stages = []
-    for count in range(1, len(STORY) + 1):
-        state = ledger(tmp_path / f"{count}.sqlite", STORY[:count]).run("r")
-        assert state
-        stages.append((state.status, state.variants["v"].stage))
+def state(messages: list[c.Message], run: str = "r"):
+    found = folded(messages)[0].get(run)
+    assert found
+    return found
+
+
+def closing(messages: list[c.Message], status: str = "finished", report: c.Artifact | None = A) -> c.RunClosed:
+    """What the reporter says once these have been read."""
+    book = folded(messages)[1].book("r")
+    return c.RunClosed(run="r", generation=book.reached, status=status, outcome=turns.outcome(book), report=report)
+
+
+def test_the_stages_of_an_item() -> None:
+    story = [*PLANNED, REQUEST, MADE, TRAIN, SERVE, SCORE, BASE_SCORED, c.ItemScored(run="r", item="v", scores=A)]
+    story.append(closing(story))
+    stages = [(s.status, s.items["v"].stage) for n in range(3, len(story) + 1) if (s := state(story[:n]))]
     assert stages == [
         ("queued", "waiting"),
+        ("running", "waiting"),
         ("running", "training"),
+        ("running", "serving"),
+        ("running", "evaluating"),
         ("running", "evaluating"),
         ("running", "scored"),
         ("finished", "scored"),
     ]
 
 
-def test_any_order_and_any_repetition_give_the_same_state(tmp_path: Path) -> None:
-    expected = ledger(tmp_path / "0.sqlite", STORY).run("r")
-    assert expected
-    for number, order in enumerate(itertools.permutations(STORY), start=1):
-        if number % 7:
-            continue
-        state = ledger(tmp_path / f"{number}.sqlite", [*order, *order[:2]]).run("r")
-        assert state
-        assert state.model_copy(update={"created_at": 0}) == expected.model_copy(update={"created_at": 0})
-
-
-def test_failures_keep_their_reasons(tmp_path: Path) -> None:
-    failed = c.VariantFailed(**BELT, station="trainer", reason="too long")
-    end = c.RunFailed(run="r", station="evaluator", reason="none left")
-    state = ledger(tmp_path / "bus.sqlite", [*STORY[:2], failed, end]).run("r")
-    assert state
-    assert (state.variants["v"].stage, state.variants["v"].reason) == ("failed", "too long")
-    assert (state.status, state.reason) == ("failed", "none left")
-
-
-def test_a_second_try_is_under_way_until_a_report_knows_of_it(tmp_path: Path) -> None:
-    """Failed, replayed, trained, served, scored, reported: `understudy watch` follows each step, and ends with the new report."""
-    first, second = ARTIFACT, c.Artifact(uri="file:///b", sha256="1")
-    story = [
-        STORY[0],
-        STORY[1],
-        c.VariantFailed(**BELT, station="trainer", reason="no base"),
-        c.ReportPublished(run="r", report=first, failed={"v": "no base"}),
-        STORY[1],
-        c.ModelTrained(**BELT, adapter=ARTIFACT),
-        STORY[2],
-        STORY[3],
-        c.ReportPublished(run="r", report=second),
-    ]
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_any_order_between_topics_and_doubles_give_the_same(seed: int, order: int) -> None:
+    lie = life.records(life.Life(Random(seed)).messages)
     seen = []
-    for count in range(3, len(story) + 1):
-        state = ledger(tmp_path / f"{count}.sqlite", story[:count]).run("r")
-        assert state
-        v = state.variants["v"]
-        seen.append((state.status, v.stage, v.reason, state.report and state.report.sha256))
+    for reading in (lie, life.shuffled(lie, Random(order))):
+        control = Control()
+        runs, models = Runs(control), Models()
+        life.feed(reading, control, runs, models)
+        served = {s.message.model: (s.message.generation, s.created) for s in models.all()}
+        page = runs.page(None, 10)
+        assert page
+        seen.append((control.book("r"), runs.get("r"), served, page, [run.id for run in runs.open()]))
+    assert seen[0] == seen[1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_run_is_over_exactly_when_nothing_of_it_can_move(seed: int) -> None:
+    """At every moment of its life; and then every item has come to something."""
+    told = life.Life(Random(seed))
+    control = Control()
+    runs = Runs(control)
+    for message, record in life.records(told.messages):
+        life.feed([(message, record)], control, runs)
+        seen = runs.get("r")
+        if seen and seen.status in OVER and seen.reason != "no table":
+            assert all(item.stage in ("scored", "served", "failed", "cancelled") for item in seen.items.values()), seen
+        if seen:
+            assert ("r" in {run.id for run in runs.open()}) == (seen.status not in OVER)
+
+
+def test_failures_keep_their_reasons() -> None:
+    failed = c.ItemFailed(run="r", item="v", station="trainer", reason="too long")
+    story = [*PLANNED, REQUEST, MADE, TRAIN, failed]
+    seen = state([*story, BASE_SCORED, closing([*story, BASE_SCORED])])
+    assert (seen.items["v"].stage, seen.items["v"].reason) == ("failed", "too long")
+    assert (seen.status, seen.report) == ("finished", A)
+
+
+def test_a_second_try_is_under_way_until_a_report_knows_of_it() -> None:
+    """Failed, replayed, trained, served, scored, reported: `understudy watch` follows each step, and ends with the new report."""
+    second = c.Artifact(sha256="1" * 64)
+    story = [*PLANNED, REQUEST, MADE, BASE_SCORED, TRAIN]
+    story += [c.ItemFailed(run="r", item="v", station="trainer", reason="no base")]
+    begin = len(story)
+    story += [closing(story)]
+    story += [TRAIN.again(), c.ServingRequested.following(TRAIN.again(), adapter=A)]
+    story += [c.ScoringRequested.following(TRAIN.again(), model="ft:v")]
+    story += [c.ItemScored(run="r", attempt=2, item="v", scores=A)]
+    story += [closing(story, report=second)]
+    seen = []
+    for count in range(begin, len(story) + 1):
+        now = state(story[:count])
+        v = now.items["v"]
+        seen.append((now.status, v.stage, v.reason and v.reason[:7], now.report and now.report.sha256[0]))
     assert seen == [
         ("running", "failed", "no base", None),
         ("finished", "failed", "no base", "0"),
-        ("running", "training", None, "0"),
-        ("running", "serving", None, "0"),
-        ("running", "evaluating", None, "0"),
+        ("running", "training", "waits f", "0"),
+        ("running", "serving", "waits f", "0"),
+        ("running", "evaluating", "waits f", "0"),
         ("running", "scored", None, "0"),
         ("finished", "scored", None, "1"),
     ]
 
 
-def test_a_run_whose_request_died_runs_again(tmp_path: Path) -> None:
-    """datagen could not make the data: failed at once. Replayed: running, not failed."""
-    story = [STORY[0], c.RunFailed(run="r", station="datagen", reason="no table"), STORY[0]]
-    states = [ledger(tmp_path / f"{n}.sqlite", story[:n]).run("r") for n in (2, 3)]
-    assert [(s.status, s.reason) for s in states if s] == [("failed", "no table"), ("running", None)]
+def test_a_run_whose_request_died_is_failed_and_runs_again_when_it_is_replayed() -> None:
+    """datagen could not make the data."""
+    died = c.RunClosed(run="r", status="failed", station="datagen", reason="no table")
+    story = [*PLANNED, REQUEST, died, REQUEST.again()]
+    states = [state(story[:n]) for n in (4, 5)]
+    assert [(s.status, s.reason) for s in states] == [("failed", "no table"), ("queued", None)]
 
 
-VARIANTS = ("base", "v", "w")
-TWO = parse(
-    {"datasets": {"d": {"source": "d.csv"}}, "variants": {name: {"train": "d"} for name in VARIANTS[1:]}}, "two"
-)
+def test_a_run_taken_up_again_is_not_over_by_the_end_it_had_before() -> None:
+    story = [*PLANNED, REQUEST, MADE, BASE_SCORED, TRAIN, c.CancelRequested(run="r")]
+    story.append(closing(story, "cancelled"))
+    before = state(story)
+    assert (before.status, before.items["v"].stage, before.items["base"].stage) == ("cancelled", "cancelled", "scored")
+    again = state([*story, REQUEST.model_copy(update={"generation": 2})])
+    assert (again.status, again.items["v"].stage, again.generation) == ("queued", "waiting", 2)
+    assert again.items["v"].reason == "waits for the datasets of the run"
+    late = state([*story, REQUEST.model_copy(update={"generation": 2}), c.CancelRequested(run="r", generation=1)])
+    assert late.status == "queued", "a wish about the generation before ended this one"
 
 
-class Life:
-    """A run's whole life in the order of its messages: stations that fail now and then, an operator who replays what died."""
-
-    def __init__(self, dice: Random) -> None:
-        self.dice = dice
-        self.queues: dict[str, list[c.Message]] = defaultdict(list)
-        self.dead: list[c.Message] = []
-        self.scored: set[str] = set()
-        self.failed: dict[str, str] = {}
-
-    def messages(self) -> Iterator[c.Message]:
-        """Until nothing waits any more, and the operator has given up."""
-        yield self._put(c.RunRequested(run="r", recipe=TWO))
-        replays = self.dice.randrange(8)
-        while any(self.queues.values()) or (self.dead and replays):
-            if waiting := [queue for queue in self.queues.values() if queue]:
-                for output in self._work(self.dice.choice(waiting).pop(0)):
-                    yield self._put(output)
-            if self.dead and replays and (not waiting or self.dice.random() < 0.2):
-                replays -= 1
-                yield self._put(self.dead.pop(self.dice.randrange(len(self.dead))))
-
-    def retried(self) -> bool:
-        """Whether a variant that failed before is on the belt, or its new end not yet in a report."""
-        waiting = [message for queue in self.queues.values() for message in queue]
-        ends = any(isinstance(m, c.VariantScored | c.VariantFailed) for m in waiting)
-        return ends or any(isinstance(m, c.OnBelt) and m.variant in self.failed for m in waiting)
-
-    def _put(self, message: c.Message) -> c.Message:
-        if not isinstance(message, c.ReportPublished | c.RunFailed):
-            self.queues[topic_of(message).name].append(message)
-        return message
-
-    def _work(self, message: c.Message) -> list[c.Message]:
-        if isinstance(message, c.VariantScored | c.VariantFailed):
-            return self._join(message)
-        station: c.Station = STATION[type(message)]
-        if self.dice.random() < 0.3:
-            self.dead.append(message)
-            return [c.failure(message, station, f"{self.dice.random()}")]
-        if isinstance(message, c.RunRequested):
-            return [c.TrainingRequested(run="r", variant=v, recipe=TWO, datasets={}) for v in VARIANTS]
-        assert isinstance(message, c.OnBelt)
-        if isinstance(message, c.TrainingRequested):
-            return [c.ModelTrained.following(message, adapter=None)]
-        if isinstance(message, c.ModelTrained):
-            return [c.ModelServed.following(message, model=message.variant, adapter=None)]
-        return [c.VariantScored(run="r", variant=message.variant, recipe=TWO, datasets={}, scores=ARTIFACT)]
-
-    def _join(self, end: c.VariantScored | c.VariantFailed) -> list[c.Message]:
-        if isinstance(end, c.VariantFailed):
-            self.failed[end.variant] = end.reason
-        else:
-            self.scored.add(end.variant)
-            self.failed.pop(end.variant, None)
-        if len(self.scored) + len(self.failed) < len(VARIANTS):
-            return []
-        if self.scored:
-            return [c.ReportPublished(run="r", report=self.report(), failed=dict(self.failed))]
-        return [c.RunFailed(run="r", station="evaluator", reason="none", failed=dict(self.failed))]
-
-    def report(self) -> c.Artifact:
-        return c.Artifact(uri="file:///r", sha256=f"{sorted(self.scored)} {sorted(self.failed.items())}")
+def test_what_waits_shows_its_place_and_the_reason() -> None:
+    many = [c.ItemPlanned(run="r", item=f"i{n}", index=n, base="seedling") for n in range(4)]
+    at = {name: {"run": "r", "item": name, "index": int(name[1]), "plan": A} for name in ("i0", "i1")}
+    other = c.TrainingRequested(run="s", item="x", index=0, plan=A)
+    story = [
+        *many,
+        REQUEST,
+        MADE,
+        c.TrainingRequested(**at["i0"]),
+        c.ItemPlanned(run="s", item="x", index=0, base="seedling"),
+        c.RunRequested(run="s", plan=A, name="s", items=1),
+        other,
+        c.TrainingRequested(**at["i1"]),
+        c.Progress(run="r", item="i0", station="trainer", step="training", at=1),
+    ]
+    items = state(story).items
+    assert items["i0"].progress
+    assert (items["i1"].place, items["i1"].reason) == (1, "waits for the trainer: 1 before it")
+    assert (items["i2"].place, items["i2"].reason) == (0, "waits for its turn: it is next")
+    assert (items["i3"].place, items["i3"].reason) == (1, "waits for its turn: 1 of this run before it")
+    assert state(story, "s").items["x"].reason == "waits for the trainer: it is next"
 
 
-STATION: dict[type[c.Message], c.Station] = {
-    c.RunRequested: "datagen",
-    c.TrainingRequested: "trainer",
-    c.ModelTrained: "inference",
-    c.ModelServed: "evaluator",
-}
+def test_progress_of_another_station_or_try_is_not_shown() -> None:
+    story = [*PLANNED, REQUEST, MADE, TRAIN, c.Progress(run="r", item="v", station="trainer", step="training", at=1)]
+    assert state(story).items["v"].progress
+    assert state([*story, SERVE]).items["v"].progress is None
+    late = c.Progress(run="r", item="v", station="trainer", step="training", at=0.5)
+    assert state([*story, late]).items["v"].progress.at == 1
 
 
-def fold(messages: list[c.Message]) -> RunState:
-    book = Ledger(bus=None)  # type: ignore[arg-type]
-    for message in messages:
-        book._read(c.encode(message), 0)
-    state = book.run("r")
-    assert state
-    return state
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_pages_go_through_all_runs_once(newest_first: bool) -> None:
+    runs, _ = folded([c.RunRequested(run=f"r{n}", plan=A, name="r", items=0) for n in range(25)])
+    seen: list[str] = []
+    after, more = None, True
+    while more:
+        page = runs.page(after, 7, newest_first)
+        assert page
+        found, more = page
+        seen += [run.id for run in found]
+        after = found[-1].id
+    order = [f"r{n}" for n in range(25)]
+    assert seen == (order[::-1] if newest_first else order)
+    assert runs.page("nobody", 7) is None
 
 
-def shuffled(messages: list[c.Message], dice: Random) -> list[c.Message]:
-    """As a replay may give them: in order within a topic, in any order between topics."""
-    queues: dict[str, list[c.Message]] = defaultdict(list)
-    for message in messages:
-        queues[topic_of(message).name].append(message)
-    order = [topic_of(message).name for message in messages]
-    dice.shuffle(order)
-    return [queues[topic].pop(0) for topic in order]
-
-
-@pytest.mark.parametrize("seed", range(150))
-def test_any_life_is_seen_as_it_was(seed: int) -> None:
-    """While a second try is under way the run is not over; when nothing moves any more it is, with the newest report, and
-    a service that reads the same log in another order sees the same."""
-    dice = Random(seed)
-    life, messages = Life(dice), []
-    for message in life.messages():
-        messages.append(message)
-        state = fold(messages)
-        if state.status in ("finished", "failed"):
-            assert not life.retried()
-        if state.status == "finished":
-            assert state.report == life.report()
-    assert state.status == ("finished" if life.scored else "failed")
-    assert {n for n, v in state.variants.items() if v.stage == "scored"} == life.scored
-    assert {n: v.reason for n, v in state.variants.items() if v.stage == "failed"} == life.failed
-    for _ in range(5):
-        assert fold(shuffled(messages, dice)) == state
-
-
-def test_served_models_are_listed_once(tmp_path: Path) -> None:
-    assert [m.model for m in ledger(tmp_path / "bus.sqlite", [*STORY, STORY[2]]).served()] == ["ft:v"]
+def test_a_deleted_run_is_gone_and_asked_again_it_is_new() -> None:
+    told = [*PLANNED, REQUEST, MADE, BASE_SCORED, c.RunDeleted(run="r")]
+    runs, control = folded(told)
+    assert runs.get("r") is None
+    assert runs.page(None, 10) == ([], False)
+    assert (runs.deleted("r"), control.verdict(TRAIN)) == (1, "deleted")
+    again = [m.model_copy(update={"generation": 2}) for m in (*PLANNED, REQUEST)]
+    new = state([*told, *again])
+    assert (new.status, new.items["base"].stage) == ("queued", "waiting")
