@@ -38,7 +38,7 @@ def resolve(base: str, models: Path) -> Base:
     Raises `Invalid` when it is none of these, or is a folder without a model.
     """
     for folder in (models / base, Path(base)):
-        if folder.is_dir():
+        if _is_folder(folder):
             if not (folder / "config.json").is_file():
                 raise Invalid(
                     f"Base model `{base}`: {folder} has no config.json", "Give a folder in Hugging Face format."
@@ -70,6 +70,17 @@ def planned(reference: str, models: Path) -> PlannedBase:
     )
 
 
+def as_planned(planned: PlannedBase, models: Path) -> Base:
+    """The base that a plan names; raises as `resolve`, and `Invalid` when it is another one than the plan was made with."""
+    base = resolve(planned.reference, models)
+    if planned.fingerprint and (base.revision or fingerprint(Path(base.path)) != planned.fingerprint):
+        raise Invalid(
+            f"Base model `{base.name}` in {base.path} was changed since the run was planned",
+            "Put back what was there, or start the run anew (`understudy run --fresh`) with what is there now.",
+        )
+    return base
+
+
 def fingerprint(folder: Path) -> str:
     """Tells two models in folders apart in milliseconds: config and tokenizer whole, of the weights name, size and both ends."""
     digest = hashlib.sha256()
@@ -78,13 +89,18 @@ def fingerprint(folder: Path) -> str:
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode())
             with path.open("rb") as file:
-                if size <= 2 * _END:
-                    digest.update(file.read())
-                else:
+                if path.suffix == ".safetensors" and size > 2 * _END:
                     digest.update(file.read(_END))
                     file.seek(-_END, 2)
-                    digest.update(file.read(_END))
+                digest.update(file.read())
     return digest.hexdigest()
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than any can be, a folder that we may not look into
+        return False
 
 
 def _template(folder: Path) -> Path | None:

@@ -11,10 +11,19 @@ MOST_SEARCHED = 500
 """Words that are looked through: a search takes time, and somebody waits for it."""
 
 
+def meant(word: str, known: Collection[str]) -> str:
+    """` (did you mean `x`?)`, whatever its case; empty when no known word is near, or there are too many."""
+    if len(known) > MOST_SEARCHED:
+        return ""
+    folded = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1)
+    return f" (did you mean `{folded[close[0]]}`?)" if close else ""
+
+
 def nearest(word: str, known: Collection[str]) -> str:
-    """` (did you mean `x`?)`, or what there is."""
-    if len(known) <= MOST_SEARCHED and (close := difflib.get_close_matches(word, known, n=1)):
-        return f" (did you mean `{close[0]}`?)"
+    """What is meant, or what there is."""
+    if near := meant(word, known):
+        return near
     if len(known) > MOST_NAMED:
         return f" ({len(known):,} are known)"
     return f" (known: {', '.join(sorted(known)) or 'none'})"

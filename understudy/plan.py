@@ -10,6 +10,7 @@ Does not read data, load models, estimate, or know where plans lie (`store/plans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -104,21 +105,25 @@ class Plan(Frozen):
 
 
 def make(recipe: Recipe, resolve: Callable[[str], PlannedBase]) -> Plan:
-    """The plan of `recipe`; `resolve` finds a base as the recipe names it. Raises `Invalid` when it is too large."""
-    bases = tuple(resolve(base) for base in recipe.bases())
-    names = [base.name.rpartition("/")[2] for base in bases]
-    if len(set(names)) < len(names):
-        raise Invalid(f"base: two of {', '.join(recipe.bases())} have the same name", "Rename a folder, or drop one.")
-    items: list[Item] = []
+    """The plan of `recipe`; `resolve` finds a base as the recipe names it.
+
+    Raises `Invalid` when there are too many items, or bases whose names do not tell them apart.
+    """
     variants = recipe.trained()
-    first = next(iter(variants.values()), None)
-    for number, name in enumerate(names):
-        at = f"@{name}" if len(bases) > 1 else ""
+    count = len(recipe.bases()) * (1 + len(variants) * recipe.seeds)
+    if count > MOST_ITEMS:
+        raise Invalid(
+            f"The recipe asks for {count:,} items, at most {MOST_ITEMS:,} are taken",
+            "Use fewer variants, seeds or bases.",
+        )
+    bases = tuple(resolve(base) for base in recipe.bases())
+    first = next((variant.stages() for variant in variants.values()), ())
+    items: list[Item] = []
+    for number, at in enumerate(_places(bases)):
         untouched = Item(name=f"{BASE}{at}", base=number, seed=recipe.seed)
         items.append(untouched)
         for variant, settings in variants.items():
-            training = recipe.training_of(variant)
-            own = training.budget == "epochs" or first is None
+            training = recipe.training_of(settings)
             for seed in range(recipe.seed, recipe.seed + recipe.seeds):
                 items.append(
                     Item(
@@ -126,18 +131,13 @@ def make(recipe: Recipe, resolve: Callable[[str], PlannedBase]) -> Plan:
                         base=number,
                         variant=variant,
                         stages=settings.stages(),
-                        budget_stages=settings.stages() if own or first is None else first.stages(),
+                        budget_stages=first if training.budget == "tokens" else settings.stages(),
                         training=training,
                         seed=seed,
                         compared_with=untouched.name,
                         needs=features(training),
                     )
                 )
-    if len(items) > MOST_ITEMS:
-        raise Invalid(
-            f"The recipe asks for {len(items):,} items, at most {MOST_ITEMS:,} are taken",
-            "Use fewer variants, seeds or bases.",
-        )
     return Plan(
         name=recipe.name,
         seed=recipe.seed,
@@ -147,6 +147,22 @@ def make(recipe: Recipe, resolve: Callable[[str], PlannedBase]) -> Plan:
         bootstrap=recipe.evaluation.bootstrap,
         items=tuple(items),
     )
+
+
+def _places(bases: tuple[PlannedBase, ...]) -> list[str]:
+    """What an item's name says of its base: nothing when there is only one."""
+    if len(bases) == 1:
+        return [""]
+    names = [base.name.rpartition("/")[2] for base in bases]
+    for name in names:
+        if names.count(name) > 1:
+            raise Invalid(f"base: two are called `{name}`", "Items are named after their base: rename a folder.")
+        if not re.fullmatch(r"[A-Za-z0-9._+-]{1,100}", name):
+            raise Invalid(
+                f"base: `{name}` cannot be part of an item's name",
+                "Where there are several bases, use names of up to 100 letters, digits and `._+-`.",
+            )
+    return [f"@{name}" for name in names]
 
 
 def features(training: Training) -> dict[Station, tuple[str, ...]]:

@@ -200,9 +200,9 @@ class Recipe(Section):
         """All of them, as written."""
         return (self.base,) if isinstance(self.base, str) else self.base
 
-    def training_of(self, variant: str) -> Training:
+    def training_of(self, variant: Variant) -> Training:
         """The settings of one variant's training: those of all, with its own on top."""
-        own = self.trained()[variant].training
+        own = variant.training
         return Training.model_validate(_merged(self.training.model_dump(), own)) if own else self.training
 
     def written(self) -> dict[str, Any]:
@@ -213,9 +213,9 @@ class Recipe(Section):
         """Follows from what the user wrote and the files named there: the command that made a run finds it again, also
         after keys with defaults were added to recipes.
 
-        `fresh` sets apart a run that shall start anew.
+        The order of variants counts, because the first sets the budget. `fresh` sets apart a run that shall start anew.
         """
-        canonical = json.dumps(self.written(), sort_keys=True) + fresh
+        canonical = json.dumps([self.written(), list(self.variants), list(self.datasets)], sort_keys=True) + fresh
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
 
@@ -249,30 +249,20 @@ def parse(document: object, where: str) -> Recipe:
     """Validate a recipe given as plain data; `where` names it in errors."""
     if not isinstance(document, dict):
         raise Invalid(f"{where} is not a recipe: expected keys such as `datasets:` at the top level")
+    place = ""
     try:
         recipe = Recipe.model_validate(document, extra="forbid")
         for name, variant in recipe.variants.items():
-            _check_own(recipe, name, variant)
+            place = f"variants.{name}.training"  # as strict as the settings of all
+            Training.model_validate(_merged(recipe.training.model_dump(), variant.training), extra="forbid")
         return recipe
     except ValidationError as error:
-        raise Invalid(
-            f"{where}: {'; '.join(_explain(e) for e in error.errors()[:3])}", "See docs/recipes.md for every key."
-        ) from None
+        mistakes = "; ".join(_explain(each, place) for each in error.errors()[:3])
+        raise Invalid(f"{where}: {mistakes}", "See docs/recipes.md for every key.") from None
 
 
-def _check_own(recipe: Recipe, name: str, variant: Variant) -> None:
-    """The settings of one variant, as strict as those of all."""
-    if variant.training:
-        try:
-            Training.model_validate(_merged(recipe.training.model_dump(), variant.training), extra="forbid")
-        except ValidationError as error:
-            place = f"variants.{name}.training"
-            explained = "; ".join(_explain({**e, "loc": (place, *e["loc"])}) for e in error.errors()[:3])
-            raise Invalid(explained, "See docs/recipes.md for every key.") from None
-
-
-def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "the recipe"
+def _explain(error: Any, below: str) -> str:
+    place = ".".join(filter(None, [below, *map(str, error["loc"])])) or "the recipe"
     if error["type"] == "extra_forbidden":
         return f"unknown key `{place}`{nearest(str(error['loc'][-1]), _known_keys())}"
     message = error["msg"].removeprefix("Value error, ")

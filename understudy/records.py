@@ -1,6 +1,7 @@
-"""Row types of the JSONL files inside artifacts, and how to read and write them.
+"""What lies in the JSON and JSONL files inside artifacts, and how to read and write it.
 
-Does not know where files live (`artifacts.py`) or what is in a message (`contracts.py`).
+Whole documents say their format; rows have that of the artifact they lie in. Does not know where files live
+(`artifacts.py`) or what is in a message (`contracts.py`).
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from understudy.errors import Invalid
+from understudy.errors import Invalid, Unsupported
+from understudy.interrupt import check
 
 SPLITS = ("train", "validation", "test")
 """Every dataset artifact holds `<split>.jsonl` of `Example` for each of these, `rejected.jsonl` and `card.json`."""
 
 
 class Record(BaseModel):
-    """Base of all rows: immutable, unknown keys refused."""
+    """Base of all rows: immutable. Unknown keys are ignored, so that an older reader accepts an additive change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Turn(Record):
@@ -67,6 +69,7 @@ class Rejected(Record):
 class DatasetCard(Record):
     """`card.json` of a dataset artifact."""
 
+    format: Literal["understudy.dataset.v1"] = "understudy.dataset.v1"
     name: str
     source: str
     task: Literal["classify", "respond", "passthrough", "prompts"]
@@ -96,7 +99,7 @@ class Prediction(Record):
 
 
 class Score(Record):
-    """One metric of one variant on one panel, with a bootstrap interval."""
+    """One metric of one item on one panel, with a bootstrap interval."""
 
     panel: str
     metric: str
@@ -115,9 +118,11 @@ class Score(Record):
 class Scores(Record):
     """`scores.json` of a scores artifact; `predictions-<panel>.jsonl` beside it has the rows behind it."""
 
+    format: Literal["understudy.scores.v1"] = "understudy.scores.v1"
     run: str
-    variant: str
+    item: str
     model: str
+    """Name on the endpoint."""
     scores: tuple[Score, ...]
     parse_failures: dict[str, int] = Field(default_factory=dict)
     """Panel -> rows whose class could not be read."""
@@ -127,13 +132,31 @@ R = TypeVar("R", bound=Record)
 
 
 def write_jsonl(path: Path, rows: Iterable[Record]) -> int:
-    """Write `rows` as UTF-8 JSON lines; returns how many."""
+    """Write `rows` as UTF-8 JSON lines; returns how many. Stops when `interrupt.check` says so."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
+            check()
             file.write(row.model_dump_json(exclude_none=True) + "\n")
             count += 1
     return count
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write one document."""
+    path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, kind: type[R]) -> R:
+    """Read one document; raises `Unsupported` when it is of another format than `kind`."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Unsupported(
+            f"{path.name} cannot be read here: {place}: {first['msg']}", "Upgrade this replica."
+        ) from None
 
 
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:

@@ -26,6 +26,11 @@ def datasets(run: str) -> str:
     return f"runs/{run}/datasets-made"
 
 
+def window(run: str, generation: int) -> str:
+    """`window.json`: how many items of this generation ride at once."""
+    return f"runs/{run}/windows/{generation}"
+
+
 def adapter(run: str, item: str) -> str:
     """PEFT folder of an item."""
     return f"runs/{run}/adapters/{item}"
@@ -41,9 +46,14 @@ def report(run: str, outcome: str) -> str:
     return f"runs/{run}/reports/{outcome}"
 
 
+def training_logs(run: str) -> str:
+    """Prefix of what its trainings said; no part of their results."""
+    return f"runs/{run}/logs"
+
+
 def training_log(run: str, item: str) -> str:
-    """What the training of an item said; no part of its result."""
-    return f"runs/{run}/logs/{item}"
+    """What the training of an item said."""
+    return f"{training_logs(run)}/{item}"
 
 
 FILES = "files"
