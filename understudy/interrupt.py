@@ -37,3 +37,14 @@ def check() -> None:
     stop: threading.Event | None = getattr(_here, "stop", None)
     if stop is not None and stop.is_set():
         raise Interrupted
+
+
+@contextmanager
+def held(lock: threading.Lock) -> Iterator[None]:
+    """Hold the lock; an interruption is heard while waiting for it."""
+    while not lock.acquire(timeout=0.2):
+        check()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -109,6 +109,18 @@ class StoreContract:
     def store(self, connect: Connect) -> FsspecArtifactStore:
         return connect("cache")
 
+    def test_the_files_of_an_artifact_are_told_without_a_copy(self, store: FsspecArtifactStore, tmp_path: Path) -> None:
+        artifact = store.put("k", folder(tmp_path / "f", a="one", sub__b=""))
+        listed = {path: (file.bytes, file.sha256) for path, file in store.files(artifact).items()}
+        assert listed == {
+            "a": (3, hashlib.sha256(b"one").hexdigest()),
+            "sub/b": (0, hashlib.sha256(b"").hexdigest()),
+        }
+        assert not (tmp_path / "caches" / "cache" / artifact.sha256).exists()
+        store.delete("k")
+        with pytest.raises(Invalid, match="is not in the store"):
+            store.files(artifact)
+
     def test_what_was_put_is_found_and_fetched(
         self, store: FsspecArtifactStore, connect: Connect, tmp_path: Path
     ) -> None:

@@ -36,7 +36,7 @@ from urllib.parse import unquote
 
 from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid, UnderstudyError
-from understudy.interrupt import check
+from understudy.interrupt import check, held
 from understudy.store.folder import Folder, digest, discard, flush
 from understudy.store.names import Names, blob, manifest, named_by, ref
 from understudy.store.place import Place
@@ -47,6 +47,14 @@ GRACE_SECONDS = 24 * 3600.0
 """So old must be what has no name before it is swept: somebody may be about to name it."""
 SECOND_LOOK = 1.0
 """Seconds."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file of an artifact, as its manifest has it."""
+
+    sha256: str
+    bytes: int
 
 
 class ArtifactStore(Protocol):
@@ -72,6 +80,9 @@ class ArtifactStore(Protocol):
 
         Fetch again before using it after an hour: it may have been removed to make room.
         """
+
+    def files(self, artifact: Artifact) -> dict[str, Listed]:
+        """Path within the artifact -> its file; nothing is copied for it. Raises `Invalid` when the store lacks it."""
 
     def keys(self, prefix: str) -> list[str]:
         """All complete keys of the form `<prefix>/<name>`, sorted."""
@@ -139,7 +150,7 @@ class FsspecArtifactStore:
     def fetch(self, artifact: Artifact) -> Path:
         target = self._cache / artifact.sha256
         self.check()
-        with _held(self._fetching.setdefault(artifact.sha256, threading.Lock())):
+        with held(self._fetching.setdefault(artifact.sha256, threading.Lock())):
             if not _touch(target):
                 try:
                     self._download(artifact, target)
@@ -153,6 +164,13 @@ class FsspecArtifactStore:
                             "Was its run or file deleted, or the store moved or emptied?",
                         ) from None
         return target
+
+    def files(self, artifact: Artifact) -> dict[str, Listed]:
+        self.check()
+        try:
+            return self._files(artifact)
+        except FileNotFoundError:
+            raise Invalid(f"Artifact {artifact.sha256} is not in the store {self.url}") from None
 
     def keys(self, prefix: str) -> list[str]:
         folder = ref(prefix).removesuffix(".json")
@@ -241,26 +259,31 @@ class FsspecArtifactStore:
                 check()
                 parts[path].write()
 
-    def _download(self, artifact: Artifact, target: Path) -> None:
-        """Make `target`; raises FileNotFoundError when the store lacks something."""
+    def _files(self, artifact: Artifact) -> dict[str, Listed]:
+        """What the manifest says; raises FileNotFoundError when the store lacks it."""
         with self.trouble():
             listed = self.place.read(manifest(artifact))
         if hashlib.sha256(listed).hexdigest() != artifact.sha256:
             raise Invalid(
                 f"Artifact {artifact.sha256} in {self.url} does not match its digest", "The store is damaged."
             )
+        return {name: Listed(file["sha256"], file["bytes"]) for name, file in json.loads(listed).items()}
+
+    def _download(self, artifact: Artifact, target: Path) -> None:
+        """Make `target`; raises FileNotFoundError when the store lacks something."""
+        files = self._files(artifact)
         partial = self._cache / f".{artifact.sha256}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
             with self.trouble(self._cache):
                 partial.mkdir(parents=True)
-                for name, expected in json.loads(listed).items():
+                for name, expected in files.items():
                     check()
                     copy = partial / name
                     copy.parent.mkdir(parents=True, exist_ok=True)
-                    self.place.download(blob(expected["sha256"]), copy)
-                    if copy.stat().st_size != expected["bytes"] or digest(copy) != expected["sha256"]:
+                    self.place.download(blob(expected.sha256), copy)
+                    if copy.stat().st_size != expected.bytes or digest(copy) != expected.sha256:
                         raise Invalid(
-                            f"Blob {expected['sha256']} in {self.url} does not match its digest",
+                            f"Blob {expected.sha256} in {self.url} does not match its digest",
                             "The store is damaged.",
                         )
                 for folder, _, _ in os.walk(partial):
@@ -298,14 +321,3 @@ def _touch(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-@contextmanager
-def _held(lock: threading.Lock) -> Iterator[None]:
-    """Hold the lock; an interruption is heard while waiting for it."""
-    while not lock.acquire(timeout=0.2):
-        check()
-    try:
-        yield
-    finally:
-        lock.release()
