@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-for shared in ("contract", "e2e", "compose"):  # suites that several test modules inherit, and helpers beside them
+for shared in (
+    "contract",
+    "e2e",
+    "compose",
+    "unit/understudy/belt/folds",
+):  # suites that several test modules inherit, and helpers beside them
     sys.path.insert(0, str(ROOT / "tests" / shared))
 
 

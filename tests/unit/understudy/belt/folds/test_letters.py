@@ -15,16 +15,26 @@ from understudy.belt import contracts as c
 from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.folds.letters import Letters
-from understudy.belt.loop import Loop
+from understudy.belt.loop import Lane, Loop
+from understudy.belt.topics import BY_MESSAGE
 from understudy.errors import Invalid
-from understudy.recipe import parse
 from understudy_cli import main
 
-RECIPE = parse({"datasets": {"d": {"source": "d.csv"}}}, "r")
-REQUEST = c.RunRequested(run="r", recipe=RECIPE)
-GARBAGE = b'\xff\x1b[31m{"type": "run.requested.v1", not json'
+PLAN = c.Artifact(sha256="0" * 64)
+GARBAGE = b'\xff\x1b[31m{"type": "run.requested.v2", not json'
 
 Cli = Callable[..., tuple[int, str, str]]
+
+
+def requested(run: str, attempt: int = 1, generation: int = 1) -> c.RunRequested:
+    return c.RunRequested(run=run, name=run, plan=PLAN, items=1, attempt=attempt, generation=generation)
+
+
+def training(item: str) -> c.TrainingRequested:
+    return c.TrainingRequested(run="r", item=item, index=1, plan=PLAN)
+
+
+REQUEST = requested("r")
 
 
 @pytest.fixture
@@ -55,14 +65,14 @@ def lives(_: c.Message) -> Iterator[c.Message]:
     yield from ()
 
 
-def work(bus: EmbeddedBus, station: c.Station, handler: Callable[[Any], Iterator[c.Message]]) -> None:
-    """The station handles what is there, and stops."""
-    loop = Loop(bus, station, {c.RunRequested: handler, c.TrainingRequested: handler})
-    subscription = bus.subscribe(station, ["run-requested", "training-requested"], f"{station}-{loop.member}")
-    subscription.close()
+def work(bus: EmbeddedBus, group: Any, handler: Callable[[Any], Iterator[c.Message]]) -> None:
+    """The group handles what is there, and stops."""
+    kind = {"datagen": c.RunRequested, "trainer": c.TrainingRequested}[group]
+    loop = Loop(bus, Lane(group, {kind: handler}))
+    bus.subscribe(group, [BY_MESSAGE[kind].name], f"{group}-{loop.member}").close()
     thread = threading.Thread(target=loop.run)
     thread.start()
-    while any(bus.lag(station).values()):
+    while any(bus.lag(group).values()):
         loop.stop.wait(0.01)
     loop.stop.set()
     thread.join(10)
@@ -70,7 +80,7 @@ def work(bus: EmbeddedBus, station: c.Station, handler: Callable[[Any], Iterator
 
 def put_garbage(bus: EmbeddedBus, topic: str, value: bytes = GARBAGE) -> None:
     """What no client of ours would do."""
-    bus.publish(c.RunRequested(run="garbage", recipe=RECIPE))
+    bus.publish(requested("garbage"))
     with bus._transaction() as db:
         db.execute("UPDATE messages SET value = ?, topic = ? WHERE id = (SELECT max(id) FROM messages)", (value, topic))
 
@@ -113,25 +123,40 @@ def test_a_letter_is_open_until_it_is_replayed_and_a_second_replay_publishes_not
     assert code == 1
     assert "was replayed before" in err
     assert on(bus, "run-requested") == 2
-    assert [c.decode(record.value) for record in bus.replay(["run-requested"]) if record] == [REQUEST, REQUEST]
+    published = [c.decode(record.value) for record in bus.replay(["run-requested"]) if record]
+    assert published == [REQUEST, requested("r", attempt=2)]
     work(bus, "datagen", lives)
     assert [letter["status"] for letter in listed(cli)] == ["replayed"]
 
 
-def test_a_message_that_two_stations_gave_up_is_published_once(cli: Cli, bus: EmbeddedBus) -> None:
+def test_a_message_that_dies_again_is_a_new_letter_and_its_replay_a_third_attempt(cli: Cli, bus: EmbeddedBus) -> None:
+    bus.publish(training("mine"))
+    for attempt in (1, 2):
+        work(bus, "trainer", dies)
+        letters = listed(cli)
+        assert [letter["status"] for letter in letters] == ["replayed"] * (attempt - 1) + ["open"]
+        assert {letter["item"] for letter in letters} == {"mine"}
+        assert cli("deadletters", "replay", "--all")[1].endswith("is on training-requested again: r mine\n")
+    assert [c.decode(record.value).attempt for record in bus.replay(["training-requested"]) if record] == [1, 2, 3]
+    work(bus, "trainer", lives)
+    assert [letter["status"] for letter in listed(cli)] == ["replayed", "replayed"]
+
+
+def test_a_letter_of_a_deleted_run_says_so_and_is_not_replayed(cli: Cli, bus: EmbeddedBus) -> None:
+    """Nobody would handle it; a run of the same id that was asked for again is another matter."""
     bus.publish(REQUEST)
     work(bus, "datagen", dies)
-    work(bus, "inference", dies)
-    assert [letter["status"] for letter in listed(cli)] == ["open", "open"]
-    assert len(cli("deadletters", "replay", "--all")[1].splitlines()) == 2
-    assert on(bus, "run-requested") == 2
-    work(bus, "inference", dies)
-    work(bus, "datagen", lives)
-    assert [(letter["station"], letter["status"]) for letter in listed(cli)] == [
-        ("datagen", "replayed"),
-        ("inference", "replayed"),
-        ("inference", "open"),
-    ]
+    bus.publish(c.RunDeleted(run="r", generation=1), requested("r", generation=2))
+    work(bus, "datagen", dies)
+    first, second = listed(cli)
+    assert (first["status"], second["status"]) == ("deleted", "open")
+    code, _, err = cli("deadletters", "replay", first["id"])
+    assert code == 1
+    assert "run r, which was deleted" in err
+    code, out, err = cli("deadletters", "replay", "--all")
+    assert out.startswith(second["id"])
+    assert "1 of deleted runs" in err
+    assert on(bus, "run-requested") == 3
 
 
 def test_garbage_is_listed_shown_harmlessly_and_refused(cli: Cli, bus: EmbeddedBus) -> None:
@@ -160,14 +185,14 @@ def test_garbage_is_listed_shown_harmlessly_and_refused(cli: Cli, bus: EmbeddedB
 
 def test_bytes_that_became_a_message_by_being_made_text_are_not_replayed(cli: Cli, bus: EmbeddedBus) -> None:
     """Invalid UTF-8 inside a string: as text with replacement characters it would be read, but it is not what was sent."""
-    put_garbage(bus, "run-requested", c.encode(c.RunRequested(run="rX", recipe=RECIPE)).replace(b"rX", b"r\xff"))
+    put_garbage(bus, "run-requested", c.encode(requested("rX")).replace(b"rX", b"r\xff"))
     work(bus, "datagen", dies)
     assert [letter["status"] for letter in listed(cli)] == ["unreadable"]
 
 
 def test_a_message_of_an_older_version_counts_as_the_same_once_published_anew(cli: Cli, bus: EmbeddedBus) -> None:
     """Publishing writes keys that were added since; it is still the message that died."""
-    short = b'{"type":"run.requested.v1","run":"r","recipe":{"datasets":{"d":{"source":"d.csv"}}}}'
+    short = b'{"type":"run.requested.v2","run":"r","name":"r","items":1,"plan":{"sha256":"%s"}}' % (b"0" * 64)
     put_garbage(bus, "run-requested", short)
     work(bus, "datagen", dies)
     assert cli("deadletters", "replay", "--all")[0] == 0
@@ -182,9 +207,9 @@ def test_wrong_usage_is_exit_code_2(cli: Cli, bus: EmbeddedBus) -> None:
 
 def test_topics_count_messages_lag_and_dead_letters(cli: Cli, bus: EmbeddedBus) -> None:
     for run in ("a", "b", "c"):
-        bus.publish(c.RunRequested(run=run, recipe=RECIPE))
+        bus.publish(requested(run))
     work(bus, "datagen", dies)
-    bus.publish(c.TrainingRequested(run="a", variant="base", recipe=RECIPE, datasets={}))
+    bus.publish(training("mine"))
     assert cli("deadletters", "replay", listed(cli)[0]["id"])[0] == 0
     rows = {row["topic"]: row for row in json.loads(cli("topics", "--json")[1])}
     assert rows["run-requested"] == {
@@ -192,14 +217,17 @@ def test_topics_count_messages_lag_and_dead_letters(cli: Cli, bus: EmbeddedBus) 
         "partitions": 6,
         "kept_seconds": None,
         "messages": 4,
-        "lag": {"datagen": 1, "inference": None},
+        "group": "datagen",
+        "lag": 1,
         "dead_letters": 3,
         "open": 2,
     }
-    assert rows["report-published"]["messages"] == 3
+    assert rows["run-closed"] | {"messages": 3, "group": None, "lag": None} == rows["run-closed"]
+    assert rows["training-requested"]["lag"] is None, "the trainer never came up"
     out = cli("topics")[1]
     row = next(line for line in out.splitlines() if line.split()[:1] == ["run-requested"])
-    assert "datagen 1, inference -" in row
+    assert "datagen 1" in row
+    assert "trainer -" in next(line for line in out.splitlines() if line.split()[:1] == ["training-requested"])
     assert "3 (2 open)" in row
     assert "7 days" in next(line for line in out.splitlines() if line.split()[:1] == ["progress"])
 
@@ -213,8 +241,9 @@ def test_the_order_between_topics_does_not_matter(seed: int) -> None:
     dead: list[Record] = []
     open_: set[str] = set()
     for number in range(4):
-        message, waiting = c.RunRequested(run=f"r{number}", recipe=RECIPE), True
+        attempt, waiting = 1, True
         while waiting:
+            message = requested(f"r{number}", attempt)
             copies.append(Record("run-requested", number, len(copies), 0, c.encode(message)))
             waiting = False
             if dice.random() < 0.7:
@@ -229,7 +258,7 @@ def test_the_order_between_topics_does_not_matter(seed: int) -> None:
                 dead.append(Record("dead-letters", number, offset, dice.random(), c.encode(letter)))
                 waiting = dice.random() < 0.7
                 open_ |= set() if waiting else {f"{number}-{offset}"}
-                offset += 1
+                offset, attempt = offset + 1, attempt + 1
     records = copies + dead
     dice.shuffle(records)
     letters = Letters()

@@ -3,10 +3,9 @@ something was published, and however often items were cancelled, taken up again 
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from random import Random
 
+import life
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +15,6 @@ from understudy.belt import turns
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.runs import OVER, Runs
 from understudy.belt.folds.served import Models
-
-_spec = importlib.util.spec_from_file_location("life", Path(__file__).with_name("life.py"))
-assert _spec
-assert _spec.loader
-life = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(life)
 
 A = life.A
 ABOUT = {"run": "r"}
