@@ -243,6 +243,8 @@ class ReportRequested(Message):
     type: Literal["report.requested.v1"] = "report.requested.v1"
     outcome: str
     """Of which ends and wishes it shall speak: `turns.outcome`."""
+    until: int | None = None
+    """Offset of the last of them on `run-control`, in the run's partition: who has not read so far cannot know them."""
     status: Literal["finished", "failed", "cancelled"]
     reason: Reason | None = None
     """Why it failed."""

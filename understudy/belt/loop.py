@@ -29,7 +29,8 @@ from understudy.belt.topics import BY_MESSAGE, STATION_OF, Group
 from understudy.errors import Fatal, Invalid, Transient, Unsupported
 from understudy.interrupt import Interrupted, interruptible
 
-Handler = Callable[[Any], Iterator[Message]]
+Handler = Callable[..., Iterator[Message]]
+"""(message), or (message, record) in a lane whose handlers are `located`."""
 Handlers = Mapping[type[Message], Handler]
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,16 @@
 """Whose turn it is, and when a run is over: pure functions of what was said about a run, in order.
 
     book = functools.reduce(apply, messages of run-control about one run, Book())
-    let_go(book, plan)       the items that may ride now
-    closed(book, plan)       whether nothing of the run will move any more
-    outcome(book)            what it came to, as a word that two readers can compare
+    let_go(book, plan)              the items that may ride now
+    released(before, after, plan)   those whose turn came between two books
+    closed(book, plan)              whether nothing of the run will move any more
+    ends(book, plan)                how each item ended
+    outcome(book)                   the same as a word, which two readers can compare
 
 A run never puts all its items on a topic, because nothing overtakes there: the next one is let go when one ends, so that
 another run's first item waits behind at most `WINDOW` of them. A wish to cancel is not a fact: an item without an end,
-whose generation a wish covers, is cancelled; an end that comes after all counts. Does not publish (the evaluator's
-closer does) and knows no topics.
+whose generation a wish covers, is cancelled; an end that comes after all counts. Of two messages that say the same (type,
+item, generation, attempt) the first counts. Does not publish (the evaluator's closer does) and knows no topics.
 """
 
 from __future__ import annotations
@@ -65,11 +67,11 @@ class Book:
         return generation <= max(self.cancelled, self.cancelled_items.get(item, 0))
 
     def end_of(self, item: str) -> Ended | None:
-        """How an item ended: for good, or in the generation that rides now."""
+        """How an item ended: for good, or in the latest generation."""
         if success := self.successes.get(item):
             return success
         failure = self.failures.get(item)
-        return failure if failure and failure.generation >= self.generation else None
+        return failure if failure and failure.generation >= self.reached else None
 
     def is_over(self, item: str) -> bool:
         """Whether nothing of this item will move any more."""
@@ -113,22 +115,47 @@ def let_go(book: Book, plan: Plan, window: int = WINDOW) -> tuple[str, ...]:
     return tuple(islice((item.name for item in plan.items if not book.is_over(item.name)), window))
 
 
+def released(before: Book, after: Book, plan: Plan, window: int = WINDOW) -> tuple[str, ...]:
+    """The items that were let go between two books, in the order of the plan; a new generation lets go anew."""
+    earlier = let_go(before, plan, window) if before.generation == after.generation else ()
+    return tuple(item for item in let_go(after, plan, window) if item not in earlier)
+
+
 def closed(book: Book, plan: Plan | None) -> bool:
     """Whether the run is over; `plan` may be missing before the datasets are made."""
     if book.cancelled >= max(1, book.generation):
         return True
-    return book.made is not None and plan is not None and all(book.is_over(item.name) for item in plan.items)
+    return book.made is not None and plan is not None and not let_go(book, plan, 1)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How the items of a run ended, each in the order of the plan."""
+
+    successes: dict[str, Ended]
+    failures: dict[str, ItemFailed]
+    cancelled: tuple[str, ...]
+
+
+def ends(book: Book, plan: Plan) -> Ends:
+    """How each item ended; one that may still move is nowhere in it."""
+    found = {item.name: book.end_of(item.name) for item in plan.items}
+    return Ends(
+        successes={item: end for item, end in found.items() if end and not isinstance(end, ItemFailed)},
+        failures={item: end for item, end in found.items() if isinstance(end, ItemFailed)},
+        cancelled=tuple(item for item, end in found.items() if end is None and book.is_over(item)),
+    )
 
 
 def outcome(book: Book) -> str:
     """Equal for equal ends and wishes, and for nothing else."""
-    ends = {item: book.end_of(item) for item in (*book.failures, *book.successes)}
+    found = {item: book.end_of(item) for item in {*book.failures, *book.successes}}
     said = [f"generation {book.reached} {book.cancelled} {book.deleted}"]
-    said += [f"{item} {end.type} {end.generation} {end.attempt}" for item, end in sorted(ends.items()) if end]
+    said += [f"{item} {end.type} {end.generation} {end.attempt}" for item, end in sorted(found.items()) if end]
     said += [
         f"{item} cancelled {until}"
         for item, until in sorted(book.cancelled_items.items())
-        if until >= book.generation and not ends.get(item)
+        if until >= book.reached and not found.get(item)
     ]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 

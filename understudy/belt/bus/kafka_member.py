@@ -221,6 +221,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._consumer.resume(partition)
         for partition, records in self._consumer.poll(timeout_ms=int(timeout * 1000)).items():
             self._heads.setdefault(partition, deque()).extend(records)
+        self._forget_what_others_did()
 
     def _oldest(self) -> TopicPartition | None:
         """The partition with the oldest next record that we may take."""
@@ -372,7 +373,6 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             # kafka-python does not say that somebody came under our name: a commit does.
             if self._hand:
                 self._commit({p: hand.said(hand.deliveries) for p, hand in tuple(self._hand.items())}, SHORT)
-            self._forget_what_others_did()
         except MOVED:
             pass
         except REPLACED:

@@ -42,6 +42,10 @@ class Control:
         """What is decided about a run, as far as it was read."""
         return self._books.get(run, NO_BOOK)
 
+    def deleted(self) -> list[str]:
+        """Runs that were deleted; some may have been asked for again."""
+        return [run for run, book in list(self._books.items()) if book.deleted]
+
     def verdict(self, message: Message) -> Verdict | None:
         """Why `message` is no longer wanted; None when it is."""
         book = self._books.get(message.run)

@@ -1,26 +1,26 @@
-"""What lies among the dead letters, and which of it still waits for somebody: a fold over topics, as the ledger is.
+"""What lies among the dead letters, and which of it still waits for somebody: a fold over topics.
 
-Nothing is remembered about a replay, because the bus knows: a message that a station could not handle and that was
-published again has more copies on its topic than dead letters about it. Does not publish (`cli/deadletters.py`).
+Nothing is remembered about a replay, because the bus knows: a replay publishes the message with a higher `attempt`, so a
+letter was replayed when its topic holds the same message with a higher one. Does not publish (the command line does).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from understudy.belt.bus import Record
-from understudy.belt.contracts import DeadLetter, Message, decode, encode
+from understudy.belt.contracts import DeadLetter, Message, RunDeleted, decode, encode
 from understudy.belt.topics import TABLE
-from understudy.errors import Invalid
+from understudy.errors import Invalid, Unsupported
 
 TOPIC = "dead-letters"
-TAKEN = tuple(topic.name for topic in TABLE if topic.consumers)
+TAKEN = tuple(topic.name for topic in TABLE if topic.group)
 """Topics that messages die from."""
 
-Status = Literal["open", "replayed", "unreadable"]
-"""Waits for somebody; was published again since; cannot be, because it is no message of the belt."""
+Status = Literal["open", "replayed", "deleted", "unreadable"]
+"""Waits for somebody; was published again since; needs nobody, because its run was deleted; cannot be published again,
+because it is no message of the belt."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Letter:
     """Where on `topic` its message lies."""
 
     @property
-    def variant(self) -> str:
+    def item(self) -> str:
         """Empty when the message is about a whole run."""
-        return str(getattr(self.message, "variant", ""))
+        return str(getattr(self.message, "item", None) or "")
 
 
 class Letters:
@@ -63,37 +63,50 @@ class Letters:
 
     def __init__(self) -> None:
         self._records: list[Record] = []
-        self._copies: Counter[tuple[str, bytes]] = Counter()
+        self._attempts: dict[tuple[str, bytes], int] = {}
+        """Message on a topic, whatever its attempt -> the highest attempt of it there."""
+        self._deleted: dict[str, int] = {}
+        """Run -> up to which generation it is forgotten."""
 
     def read(self, record: Record) -> None:
         """Take one record into account."""
         if record.topic == TOPIC:
             self._records.append(record)
         elif record.topic in TAKEN and (message := _decoded(record.value)):
-            self._copies[record.topic, encode(message)] += 1
+            same = record.topic, _content(message)
+            self._attempts[same] = max(message.attempt, self._attempts.get(same, 0))
+            if isinstance(message, RunDeleted):
+                self._deleted[message.run] = max(message.generation, self._deleted.get(message.run, 0))
 
     def all(self) -> list[Letter]:
         """All letters, oldest first."""
-        died: Counter[tuple[str, str, bytes]] = Counter()
         letters = []
-        for record in sorted(self._records, key=lambda record: (record.partition, record.offset)):
+        for record in sorted(self._records, key=lambda record: (record.timestamp, record.partition, record.offset)):
             dead = _fields(record)
             message = _decoded(dead["value"].encode())
-            content = encode(message) if message else b""
-            copies = self._copies[dead["topic"], content]
-            died[dead["topic"], dead["station"], content] += 1
-            status: Status = "open" if died[dead["topic"], dead["station"], content] >= copies else "replayed"
-            if not copies:  # also what only looks like a message since its bytes were made text
-                message, status = None, "unreadable"
+            status = self._status(dead["topic"], message)
+            readable = None if status == "unreadable" else message
             name = f"{record.partition}-{record.offset}"
-            letters.append(Letter(id=name, timestamp=record.timestamp, message=message, status=status, **dead))
-        return sorted(letters, key=lambda letter: letter.timestamp)
+            letters.append(Letter(id=name, timestamp=record.timestamp, message=readable, status=status, **dead))
+        return letters
+
+    def _status(self, topic: str, message: Message | None) -> Status:
+        attempt = self._attempts.get((topic, _content(message))) if message else None
+        if message is None or attempt is None:  # also what only looks like a message since its bytes were made text
+            return "unreadable"
+        if message.generation <= self._deleted.get(message.run, 0):
+            return "deleted"
+        return "replayed" if attempt > message.attempt else "open"
+
+
+def _content(message: Message) -> bytes:
+    return encode(message.model_copy(update={"attempt": 1}))
 
 
 def _decoded(value: bytes) -> Message | None:
     try:
         return decode(value)
-    except Invalid:
+    except (Invalid, Unsupported):
         return None
 
 
@@ -101,7 +114,7 @@ def _fields(record: Record) -> dict[str, Any]:
     """What the dead letter in `record` says; when there is none in it, one about `record` itself."""
     message = _decoded(record.value)
     if isinstance(message, DeadLetter):
-        return message.model_dump(exclude={"type"})
+        return message.model_dump(exclude={"type", "generation", "attempt"})
     value = record.value.decode(errors="replace")
     return {
         "run": "unknown",

@@ -21,6 +21,7 @@ from understudy.belt.contracts import decode
 from understudy.belt.folds import Fold
 from understudy.belt.topics import TABLE
 from understudy.errors import Invalid, Transient, Unsupported
+from understudy.interrupt import check
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,12 @@ class Reader:
         return self
 
     def wait_for(self, record: Record, timeout: float = 30) -> None:
-        """Until this record has been read; raises `Transient` after `timeout` seconds."""
+        """Until this record has been read; raises `Transient` after `timeout` seconds. Stops when `interrupt.check` says so."""
         deadline = time.monotonic() + timeout
         while self._offsets.get((record.topic, record.partition), -1) < record.offset:
             if time.monotonic() > deadline:
                 raise Transient(f"{record.topic} was not read up to {record.offset} within {timeout:.0f} s")
+            check()
             time.sleep(0.002)
 
     def _topics(self) -> list[str]:

@@ -199,7 +199,8 @@ def _later(run: Run, name: str, key: Any, message: Message) -> Run:
     known: Mapping[Any, Message] = getattr(run, name)
     if key in known and order(known[key]) >= order(message):
         return run
-    return replace(run, **{name: {**known, key: message}})
+    changes: dict[str, Any] = {name: {**known, key: message}}
+    return replace(run, **changes)
 
 
 class Runs:
@@ -386,11 +387,11 @@ class _View:
         return refusal if refusal and order(refusal) >= order(request) else None
 
     def _report(self, closing: RunClosed | None) -> Artifact | None:
-        """Of this closing; while the run goes on, the latest there is."""
-        if closing:
+        """Of this closing; where it has none, and while the run goes on, the latest there is."""
+        if closing and closing.report:
             return closing.report
         made = [earlier for earlier in self._run.closings.values() if earlier.report]
-        return max(made, key=order).report if made else None
+        return max(reversed(made), key=order).report if made else None
 
     def _tried_again(self, name: str) -> bool:
         """Whether an item that failed is on the belt once more."""
