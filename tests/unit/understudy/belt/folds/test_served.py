@@ -10,7 +10,6 @@ from life import feed, records
 from understudy.belt.contracts import Artifact, Message, ModelServed, RunDeleted
 from understudy.belt.folds.served import Models
 
-
 A = Artifact(sha256="0" * 64)
 
 
