@@ -25,12 +25,15 @@ pytestmark = pytest.mark.timeout(3600)
 
 RECIPE = ROOT / "recipes/quickstart.yaml"
 ONE_OF_EACH = {
+    "item-planned": 3,
     "run-requested": 1,
-    "training-requested": 3,
-    "model-trained": 3,
+    "run-control": 4,
+    "training-requested": 2,
+    "serving-requested": 3,
+    "scoring-requested": 3,
+    "report-requested": 1,
     "model-served": 3,
-    "variant-finished": 3,
-    "report-published": 1,
+    "run-closed": 1,
     "dead-letters": 0,
 }
 
@@ -56,7 +59,8 @@ def command(stack: ComposeStack, folder: Path) -> subprocess.Popen[str]:
 def latest(gateway: Gateway) -> RunState | None:
     """The latest run, if there is one and the gateway can be asked."""
     try:
-        return next(iter(gateway.runs()), None)
+        runs = gateway.runs()
+        return gateway.run(runs[0].id) if runs else None
     except UnderstudyError:
         return None
 
@@ -102,7 +106,7 @@ def test_the_openai_sdk_brings_files_starts_a_run_and_talks_to_its_models(stack:
     assert run["status"] == "finished", run
     assert stack.messages(run["id"]) == ONE_OF_EACH
 
-    served = [variant["model"] for variant in run["variants"].values()]
+    served = [item["model"] for item in run["items"].values()]
     assert len(set(served)) == 3
     assert {model.id for model in client.models.list()} >= set(served)
     for model in served:
@@ -122,10 +126,10 @@ def test_the_death_of_any_container_loses_nothing_and_doubles_nothing(
     stack.up()
 
     def at(station: str, done: int) -> Callable[[RunState], bool]:
-        """While `station` is at work on some variant, and has done that much."""
+        """While `station` is at work on some item, and has done that much."""
 
         def holds(run: RunState) -> bool:
-            words = [variant.progress for variant in run.variants.values()]
+            words = [item.progress for item in run.items.values()]
             return any(word and word.station == station and word.done >= done for word in words)
 
         return holds
@@ -135,7 +139,7 @@ def test_the_death_of_any_container_loses_nothing_and_doubles_nothing(
         ("datagen", lambda run: run.status != "finished"),
         ("kafka", at("trainer", 10)),
         ("trainer", at("trainer", 30)),
-        ("inference", lambda run: any(v.stage in ("serving", "evaluating") for v in run.variants.values())),
+        ("inference", lambda run: any(v.stage in ("serving", "evaluating") for v in run.items.values())),
         ("evaluator", at("evaluator", 20)),
         ("engine", at("evaluator", 1)),
     ]

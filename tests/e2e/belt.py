@@ -29,11 +29,12 @@ class Belt:
         return subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def artifacts(self) -> dict[str, str]:
-        """Key -> digest of every finished artifact of the run."""
+        """Key -> digest of every finished artifact of the run, but for the logs of its trainings, which have a clock in them."""
         refs = self.data / "artifacts" / "refs" / "runs"
-        return {
+        found = {
             path.relative_to(refs).as_posix(): json.loads(path.read_text())["sha256"] for path in refs.rglob("*.json")
         }
+        return {key: digest for key, digest in found.items() if "/logs/" not in key}
 
     def processes(self) -> dict[int, str]:
         """Pid -> command line of everything alive that belongs to this data folder, by its environment or its log."""

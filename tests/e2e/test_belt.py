@@ -17,7 +17,9 @@ import pytest
 from belt import UNDERSTUDY, Belt, small_recipe
 
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.folds.runs import Ledger, RunState
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
+from understudy.belt.folds.runs import Runs, RunState
 from understudy.belt.topics import TABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -33,9 +35,12 @@ def state(belt: Belt) -> RunState | None:
     if not (belt.data / "bus.sqlite").exists():
         return None
     bus = EmbeddedBus(belt.data / "bus.sqlite")
-    runs = Ledger(bus).load().runs()
+    control = Control()
+    runs = Runs(control)
+    Reader(bus, [control, runs]).load()
     bus.close()
-    return runs[0] if runs else None
+    page = runs.page(None, 1)
+    return runs.get(page[0][0].id) if page and page[0] else None
 
 
 def test_a_run_ends_with_a_table_and_a_page(undisturbed: tuple[Belt, str]) -> None:
@@ -52,12 +57,15 @@ def test_a_run_ends_with_a_table_and_a_page(undisturbed: tuple[Belt, str]) -> No
 
 def test_nothing_is_doubled_on_the_bus(undisturbed: tuple[Belt, str]) -> None:
     assert messages(undisturbed[0]) == {
+        "item-planned": 3,
         "run-requested": 1,
-        "training-requested": 3,
-        "model-trained": 3,
+        "run-control": 4,
+        "training-requested": 2,
+        "serving-requested": 3,
+        "scoring-requested": 3,
+        "report-requested": 1,
         "model-served": 3,
-        "variant-finished": 3,
-        "report-published": 1,
+        "run-closed": 1,
         "dead-letters": 0,
     }
 
@@ -71,7 +79,7 @@ def test_the_same_command_again_shows_the_result_at_once(undisturbed: tuple[Belt
     assert time.monotonic() - began < 60
     assert "in-domain" in again.stdout
     assert belt.artifacts() == before
-    assert messages(belt)["training-requested"] == 3
+    assert messages(belt)["training-requested"] == 2
 
 
 def test_the_report_says_what_was_measured(undisturbed: tuple[Belt, str]) -> None:
@@ -102,10 +110,10 @@ def test_kill_9_of_every_process_leaves_the_same_artifacts(tmp_path: Path, undis
     belt = Belt(small_recipe(tmp_path), tmp_path / "data")
 
     def at(station: str, done: int) -> Callable[[RunState], bool]:
-        """While `station` is at work on some variant, and has done that much."""
+        """While `station` is at work on some item, and has done that much."""
 
         def holds(run: RunState) -> bool:
-            words = [v.progress for v in run.variants.values()]
+            words = [v.progress for v in run.items.values()]
             return any(p and p.station == station and p.done >= done for p in words)
 
         return holds
@@ -115,12 +123,12 @@ def test_kill_9_of_every_process_leaves_the_same_artifacts(tmp_path: Path, undis
         ("datagen", r"-m services\.datagen", lambda run: True),
         ("trainer", r"-m services\.trainer$|-m services\.trainer ", at("trainer", 4)),
         ("training", r"services\.trainer\.train ", at("trainer", 7)),
-        ("inference", r"-m services\.inference", lambda run: any(v.stage == "serving" for v in run.variants.values())),
+        ("inference", r"-m services\.inference", lambda run: any(v.stage == "serving" for v in run.items.values())),
         ("evaluator", r"-m services\.evaluator", at("evaluator", 1)),
         (
             "engine",
             r"vllm\.entrypoints|VLLM::EngineCore",
-            lambda run: sum(v.stage == "evaluating" for v in run.variants.values()) > 0,
+            lambda run: sum(v.stage == "evaluating" for v in run.items.values()) > 0,
         ),
     ]
     killed: list[str] = []
@@ -158,7 +166,7 @@ def test_ctrl_c_and_kill_9_of_the_command_end_everything_and_it_resumes(
     belt = Belt(small_recipe(tmp_path), tmp_path / "data")
 
     def training(run: RunState) -> bool:
-        return any(v.stage == "training" and v.progress and v.progress.done >= 3 for v in run.variants.values())
+        return any(v.stage == "training" and v.progress and v.progress.done >= 3 for v in run.items.values())
 
     process = belt.start()
     until(belt, process, training)
@@ -169,7 +177,7 @@ def test_ctrl_c_and_kill_9_of_the_command_end_everything_and_it_resumes(
     assert not belt.processes()
 
     process = belt.start()
-    until(belt, process, lambda run: any(v.stage == "evaluating" for v in run.variants.values()))
+    until(belt, process, lambda run: any(v.stage == "evaluating" for v in run.items.values()))
     process.kill()
     process.communicate()
     gone = time.monotonic() + 10

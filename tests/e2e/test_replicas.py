@@ -130,12 +130,15 @@ def test_replicas_share_hand_over_and_double_nothing(
     counts = Counter(record.topic for record in replicas.bus.replay([topic.name for topic in TABLE]) if record)
     del counts["progress"]
     assert counts == {
+        "item-planned": 6,
         "run-requested": 2,
-        "training-requested": 6,
-        "model-trained": 6,
+        "run-control": 8,
+        "training-requested": 4,
+        "serving-requested": 6,
+        "scoring-requested": 6,
+        "report-requested": 2,
         "model-served": 6,
-        "variant-finished": 6,
-        "report-published": 2,
+        "run-closed": 2,
     }
     assert {topic: lag for name in ("datagen", "trainer") for topic, lag in replicas.bus.lag(name).items() if lag} == {}
     ours = Belt(recipes[0], replicas.data).artifacts()

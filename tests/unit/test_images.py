@@ -100,6 +100,7 @@ def test_what_is_not_named_stays_out_of_the_images() -> None:
         "!pyproject.toml",
         "!constraints.txt",
         "!understudy",
+        "!understudy_cli",
         "!services",
         "!models",
     }

@@ -45,7 +45,7 @@ def samples(collector: Collector) -> set[str]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Every metric of ours, of Python's client, and of the installed engine."""
     ours = set().union(*(samples(c) for c in REGISTRY._collector_to_names if hasattr(c, "describe")))
-    lag = samples(Lag(EmbeddedBus(tmp_path_factory.mktemp("bus") / "bus.sqlite"), "trainer"))
+    lag = samples(Lag(EmbeddedBus(tmp_path_factory.mktemp("bus") / "bus.sqlite"), "trainer", ["trainer"]))
     said = {"done", "total"}  # and the figures that services put into Progress
     for path in (ROOT / "services").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

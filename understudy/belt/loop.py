@@ -105,7 +105,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.station = STATION_OF[self.lane.group]
         self._topics = sorted({BY_MESSAGE[message].name for message in self.lane.handlers})
-        self.meter = Meter(self.station, self._topics)
+        self.meter = Meter(self.station, self.lane.group, self._topics)
         self._reconsider_at = 0.0
 
     def run(self) -> None:

@@ -50,8 +50,8 @@ LAG_PATIENCE = 2.0
 class Meter(Collector):
     """What one consumer loop tells about its messages; as a collector, the figures of its latest `Progress`."""
 
-    def __init__(self, station: Station, topics: Iterable[str]) -> None:
-        self._station = station
+    def __init__(self, station: Station, lane: str, topics: Iterable[str]) -> None:
+        self._station, self._lane = station, lane
         self._figures: dict[str, float] = {}
         for topic in topics:  # from zero on, or the first dead letter would not be an increase
             for outcome in get_args(Outcome):
@@ -80,9 +80,9 @@ class Meter(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for name, value in self._figures.items():
             family = GaugeMetricFamily(
-                f"understudy_progress_{name}", "As the station last said of its latest message", labels=["station"]
+                f"understudy_progress_{name}", "As the lane last said of its latest message", labels=["station", "lane"]
             )
-            family.add_metric([self._station], value)
+            family.add_metric([self._station, self._lane], value)
             yield family
 
     def describe(self) -> list[GaugeMetricFamily]:

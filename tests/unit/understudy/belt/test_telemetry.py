@@ -13,13 +13,12 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from understudy.belt import contracts as c
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.loop import Loop
+from understudy.belt.loop import Lane, Loop
 from understudy.errors import Invalid, Transient
-from understudy.recipe import parse
 from understudy.belt import telemetry as metrics
 from understudy.belt.telemetry import Lag
 
-REQUEST = c.RunRequested(run="r", recipe=parse({"datasets": {"d": {"source": "d.csv"}}}, "r"))
+REQUEST = c.RunRequested(run="r", plan=c.Artifact(sha256="0" * 64), name="r", items=1)
 LABELS = {"station": "datagen", "topic": "run-requested"}
 
 
@@ -39,7 +38,7 @@ def outcomes() -> dict[str, float]:
 
 def run(bus: EmbeddedBus, handler: Callable[[Any], Iterator[c.Message]], until: Callable[[], object]) -> Loop:
     """Run a loop until `until()` holds."""
-    loop = Loop(bus, "datagen", {c.RunRequested: handler}, backoff=0.01, keep_alive_every=0.05)
+    loop = Loop(bus, Lane("datagen", {c.RunRequested: handler}), backoff=0.01, tick=0.05)
     thread = threading.Thread(target=loop.run)
     thread.start()
     deadline = time.monotonic() + 10
@@ -82,8 +81,8 @@ def test_every_attempt_is_counted_by_how_it_ended(bus: EmbeddedBus) -> None:
 
 def test_all_counts_begin_at_zero(bus: EmbeddedBus) -> None:
     """A rule on an increase would miss the first dead letter if the series began with it."""
-    Loop(bus, "trainer", {c.ReportPublished: lambda _: iter(())})  # a pair that no other test touches
-    labels = {"station": "trainer", "topic": "report-published", "outcome": "dead_letter"}
+    Loop(bus, Lane("trainer", {c.RunClosed: lambda _: iter(())}))  # a pair that no other test touches
+    labels = {"station": "trainer", "topic": "run-closed", "outcome": "dead_letter"}
     assert REGISTRY.get_sample_value("understudy_message_attempts_total", labels) == 0
 
 
@@ -119,9 +118,26 @@ def test_the_latest_figures_stay_until_the_next_message(bus: EmbeddedBus) -> Non
     assert not figures(run(bus, handler, lambda: len(calls) == 2))
 
 
+def test_the_lanes_of_a_station_have_figures_of_their_own(bus: EmbeddedBus) -> None:
+    """Two series with the same labels would make Prometheus refuse the whole scrape."""
+    registry = CollectorRegistry()
+    for group in ("evaluator", "reporter"):
+        loop = Loop(bus, Lane(group, {}))
+        loop.meter.progress(c.Progress(run="r", station="evaluator", step="x", done=len(group)))
+        registry.register(loop.meter)
+    lanes = {"evaluator": 9, "reporter": 8}
+    for lane, done in lanes.items():
+        labels = {"station": "evaluator", "lane": lane}
+        assert registry.get_sample_value("understudy_progress_done", labels) == done
+    assert (
+        len({frozenset(s.labels.items()) for f in registry.collect() for s in f.samples if s.name.endswith("done")})
+        == 2
+    )
+
+
 def test_lag_is_what_the_group_has_not_finished(bus: EmbeddedBus) -> None:
     registry = CollectorRegistry()
-    registry.register(Lag(bus, "datagen"))
+    registry.register(Lag(bus, "datagen", ["datagen"]))
     bus.subscribe("datagen", ["run-requested"], "datagen-0").close()
     assert registry.get_sample_value("understudy_lag_messages", LABELS) == 0
     bus.publish(REQUEST)
@@ -152,7 +168,7 @@ def test_a_bus_that_is_away_makes_lag_absent_and_scrapes_neither_slow_nor_many(
 ) -> None:
     monkeypatch.setattr(metrics, "LAG_PATIENCE", 0.2)
     away, registry = Away(tmp_path / "bus.sqlite", error), CollectorRegistry()
-    registry.register(Lag(away, "datagen"))
+    registry.register(Lag(away, "datagen", ["datagen"]))
     began = time.monotonic()
     for _ in range(3):
         assert registry.get_sample_value("understudy_bus_up", {"station": "datagen"}) == 0
