@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from kafka import ConsumerRebalanceListener, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as trouble
 from kafka.coordinator.assignors.abstract import AbstractPartitionAssignor, RebalanceProtocol
+from kafka.coordinator.base import MemberState
+from kafka.future import Future
 from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment, ConsumerProtocolSubscription
 
 from understudy.belt.bus import Fenced, Record
@@ -120,11 +122,13 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                 while True:
                     self._asked = time.monotonic()
                     # What is held back already needs no waiting.
-                    self._fetch(0 if self._oldest() else max(0.0, deadline - self._asked))
-                    if self._oldest():
-                        self._await_the_others()
-                        return self._take()
-                    self._pass_marks()
+                    waiting = not self._oldest() or not self._settled()
+                    self._fetch(max(0.0, deadline - self._asked) if waiting else 0)
+                    if self._settled():
+                        if self._oldest():
+                            self._await_the_others()
+                            return self._take()
+                        self._pass_marks()
                     if time.monotonic() >= deadline:
                         return None
             except MOVED:  # the next poll knows what is still ours
@@ -214,6 +218,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
     def _fetch(self, timeout: float) -> None:
         """Take part in the group, and hold back what comes."""
         self._ask_anew_if_told_otherwise()
+        self._take_up_what_was_joined()
         for partition in self._consumer.assignment():
             if len(self._heads.get(partition, ())) >= FULL:
                 self._consumer.pause(partition)
@@ -344,9 +349,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                 raise
         self._positions[partition] = position
 
-    def _while_ours(self, record: Record, attempt: Callable[[], None]) -> bool:
-        """Try until the group stands still; False when the record is not ours any more."""
-        while self.holds(record):
+    def _while_ours(self, record: Record, attempt: Callable[[], None], patience: float = float("inf")) -> bool:
+        """Try until the group stands still, or `patience` ends; False when the record is not ours any more."""
+        deadline = time.monotonic() + patience
+        while self.holds(record) and time.monotonic() < deadline:
             try:
                 attempt()
                 return True
@@ -360,7 +366,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         """Of a record in hand. When that fails a delivery counts too much, which ends no work."""
         partition = self._partition(record)
         try:
-            self._while_ours(record, lambda: self._commit({partition: said()}, SHORT))
+            self._while_ours(record, lambda: self._commit({partition: said()}, SHORT), SHORT)
         except trouble.KafkaError as error:
             self._mention(error)
 
@@ -378,6 +384,18 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         except REPLACED:
             self._replaced = True
 
+    def _settled(self) -> bool:
+        """Whether the group is not being shared out. While it is, brokers answer nothing else: the request to join is
+        ahead on the same connection."""
+        return bool(self._consumer.group_metadata().state is MemberState.STABLE)
+
+    def _take_up_what_was_joined(self) -> None:
+        """kafka-python throws away what became of a join when that came between two polls, and joins anew: two members that
+        poll briefly would do so for ever."""
+        joining = self._consumer._coordinator._join_task
+        if joining is not None and joining.is_done:
+            self._consumer._coordinator._join_task = _Joined(joining)
+
     def _busy(self) -> bool:
         """Work takes long, and we do not ask for more."""
         now, bound = time.monotonic(), self._bus.busy
@@ -391,7 +409,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _forget_what_others_did(self) -> None:
         """Of the records we declined; else their partitions would never come to us again."""
-        if self._declined and time.monotonic() - self._checked > 5:
+        if self._declined and self._settled() and time.monotonic() - self._checked > 5:
             self._checked = time.monotonic()
             for partition, offset in tuple(self._declined.items()):
                 if (self._consumer.committed(partition, timeout_ms=int(SHORT * 1000)) or 0) > offset:
@@ -416,6 +434,15 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         if time.monotonic() - self._logged >= QUIET:
             self._logged = time.monotonic()
             log.warning("%s cannot reach its group at the moment: %s", self._member, error)
+
+
+class _Joined:
+    """A join that ended, in the shape of one that goes on: whoever waits for it hears at once what became of it."""
+
+    is_done = False
+
+    def __init__(self, joining: Future) -> None:
+        self.add_callback, self.add_errback = joining.add_callback, joining.add_errback
 
 
 class _Assignor(AbstractPartitionAssignor):  # type: ignore[misc]
