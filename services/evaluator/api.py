@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-from services.evaluator.join import newest_report
+from understudy.belt.folds.runs import Runs
 from understudy.service.web import NotFound
 from understudy.store.artifacts import ArtifactStore
 
@@ -13,16 +13,18 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; f
 """The page holds text that models wrote: nothing in it may run, load or send anything."""
 
 
-def router(store: ArtifactStore) -> APIRouter:
-    """The evaluator's routes, answered from `store`."""
+def router(store: ArtifactStore, runs: Runs) -> APIRouter:
+    """The evaluator's routes, answered from `store`; `runs` knows the newest report of each run."""
     routes = APIRouter(prefix="/v1/reports")
 
     def file(run: str, name: str, media_type: str) -> FileResponse:
-        artifact = newest_report(store, run)
-        if artifact is None:
+        state = runs.get(run)
+        if state is None:
+            raise NotFound(f"There is no run `{run}`", "`understudy runs` lists those there are.")
+        if state.report is None:
             raise NotFound(f"Run `{run}` has no report yet", f"See how far it is: `understudy watch {run}`.")
         headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
-        return FileResponse(store.fetch(artifact) / name, media_type=media_type, headers=headers)
+        return FileResponse(store.fetch(state.report) / name, media_type=media_type, headers=headers)
 
     @routes.get("/{run}.json")
     def report_json(run: str) -> FileResponse:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from services.evaluator.api import router
+from services.evaluator.closer import Closer
 from services.evaluator.handlers import Evaluator
 from services.evaluator.predict import Asker
+from services.evaluator.reporter import Reporter
 from services.evaluator.settings import EvaluatorSettings
 from understudy.service.host import Kernel, Service
 
 
 def build(settings: EvaluatorSettings, kernel: Kernel) -> Service:
     """The service as `host.serve` runs it."""
-    evaluator = Evaluator(
-        store=kernel.store,
-        asker=Asker(base_url=f"{settings.gateway.rstrip('/')}/v1", concurrency=settings.concurrency),
-        work=settings.work("evaluator"),
+    work = settings.work("evaluator")
+    asker = Asker(base_url=f"{settings.gateway.rstrip('/')}/v1", concurrency=settings.concurrency)
+    evaluator = Evaluator(kernel.store, kernel.plans, asker, work)
+    closer = Closer(kernel.store, kernel.plans, kernel.control, kernel.reader, settings.window)
+    reporter = Reporter(kernel.store, kernel.plans, kernel.control, work)
+    return Service(
+        lanes=(evaluator.lane(), closer.lane(), reporter.lane()),
+        router=router(kernel.store, kernel.runs),
     )
-    return Service(handlers=evaluator.handlers(), router=router(kernel.store))

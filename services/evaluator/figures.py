@@ -18,7 +18,7 @@ POINTS = 120
 class Whisker:
     """One interval of a difference: right of 50 is better."""
 
-    variant: str
+    item: str
     low: float
     at: float
     high: float
@@ -29,7 +29,7 @@ class Curves:
     """Loss curves on common axes, (0, 0) top left."""
 
     lines: dict[str, str]
-    """Variant -> `x,y x,y ...` for a polyline."""
+    """Item -> `x,y x,y ...` for a polyline."""
     x_ticks: tuple[tuple[float, str], ...]
     """(position, label)."""
     y_ticks: tuple[tuple[float, str], ...]
@@ -39,18 +39,18 @@ def forest(row: MetricRow) -> list[Whisker]:
     """The differences of one metric on a scale of its own, which is the same to both sides of zero."""
     sign = 1 if row.higher_is_better else -1
     spans = {
-        variant: [*sorted((sign * cell.delta_low, sign * cell.delta_high)), sign * cell.delta]
-        for variant, cell in row.cells.items()
+        item: [*sorted((sign * cell.delta_low, sign * cell.delta_high)), sign * cell.delta]
+        for item, cell in row.cells.items()
         if cell.delta is not None and cell.delta_low is not None and cell.delta_high is not None
     }
     reach = max((abs(number) for span in spans.values() for number in span), default=0) or 1
-    place = {variant: [round(50 + REACH * number / reach, 2) for number in span] for variant, span in spans.items()}
-    return [Whisker(variant, low, at, high) for variant, (low, high, at) in place.items()]
+    place = {item: [round(50 + REACH * number / reach, 2) for number in span] for item, span in spans.items()}
+    return [Whisker(item, low, at, high) for item, (low, high, at) in place.items()]
 
 
 def curves(training: Mapping[str, Training]) -> Curves | None:
     """The loss of all trainings; None when there is none."""
-    means = {variant: _means(entry.loss) for variant, entry in training.items() if entry.loss}
+    means = {item: _means(entry.loss) for item, entry in training.items() if entry.loss}
     if not means:
         return None
     last = max(step for entry in training.values() for step, _ in entry.loss)
@@ -58,8 +58,8 @@ def curves(training: Mapping[str, Training]) -> Curves | None:
     y_values = ticks(min(losses), max(losses))
     bottom, top = y_values[0], y_values[-1]
     lines = {
-        variant: " ".join(f"{100 * step / last:.2f},{100 * (top - loss) / (top - bottom):.2f}" for step, loss in points)
-        for variant, points in means.items()
+        item: " ".join(f"{100 * step / last:.2f},{100 * (top - loss) / (top - bottom):.2f}" for step, loss in points)
+        for item, points in means.items()
     }
     x_ticks = tuple((round(100 * step / last, 2), f"{step:g}") for step in ticks(0, last) if step <= last)
     y_ticks = tuple((round(100 * (top - loss) / (top - bottom), 2), f"{loss:g}") for loss in y_values)

@@ -10,7 +10,7 @@ from pathlib import Path
 from services.evaluator import figures, words
 from services.evaluator.report import Report
 from services.evaluator.stats import FEWEST_ROWS
-from understudy.recipe import BASE, Recipe
+from understudy.plan import Plan
 
 TEMPLATES = Path(__file__).with_name("web")
 COLOURS = 8
@@ -35,15 +35,18 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    recipe = Recipe.model_validate(report.recipe)
-    names = recipe.all_variants()
+    plan = Plan.model_validate(report.plan)
+    bases = words.bases(report, plan)
     environment.filters["grouped"] = lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return environment.get_template("report.html.j2").render(
         report=report,
-        recipe=recipe,
-        base=BASE,
-        prompt_panels={name for name, panel in recipe.evaluation.panels.items() if panel.prompts},
-        colour={variant: number % COLOURS for number, variant in enumerate(names)},
+        plan=plan,
+        bases=bases,
+        base_of={name: plan.base_of(plan.item(name)).name for name in report.items} if len(bases) > 1 else {},
+        compared=words.compared(report),
+        others=words.others(report),
+        prompt_panels={name for name, panel in plan.panels.items() if panel.prompts},
+        colour={item.name: number % COLOURS for number, item in enumerate(plan.items)},
         words=words,
         forest=figures.forest,
         curves=figures.curves(report.training),

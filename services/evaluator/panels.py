@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.evaluator.metrics.classification import parse_label
-from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid
-from understudy.recipe import Panel, Recipe, prompts_dataset
-from understudy.records import DatasetCard, Example, Prediction, read_jsonl
+from understudy.plan import Plan, prompts_dataset
+from understudy.recipe import Panel
+from understudy.records import DatasetCard, Example, Prediction, read_json, read_jsonl
 from understudy.store.artifacts import ArtifactStore
+from understudy.terms import Artifact
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Questionnaire:
         return [p.model_copy(update={"label": parse_label(p.text, self.labels)}) for p in predictions]
 
 
-def questionnaire(store: ArtifactStore, recipe: Recipe, name: str, datasets: Mapping[str, Artifact]) -> Questionnaire:
-    """Panel `name` of the recipe; raises `Invalid` when its dataset was not made."""
-    panel = recipe.evaluation.panels[name]
+def questionnaire(store: ArtifactStore, plan: Plan, name: str, datasets: Mapping[str, Artifact]) -> Questionnaire:
+    """Panel `name` of the plan; raises `Invalid` when its dataset was not made."""
+    panel = plan.panels[name]
     source = panel.dataset or prompts_dataset(name)
     if source not in datasets:
         raise Invalid(f"Panel `{name}` asks from `{source}`, which was not made", "See why in the log of datagen.")
@@ -47,4 +48,4 @@ def questionnaire(store: ArtifactStore, recipe: Recipe, name: str, datasets: Map
 
 def card(store: ArtifactStore, dataset: Artifact) -> DatasetCard:
     """The card of a dataset."""
-    return DatasetCard.model_validate_json((store.fetch(dataset) / "card.json").read_text(encoding="utf-8"))
+    return read_json(store.fetch(dataset) / "card.json", DatasetCard)

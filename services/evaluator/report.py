@@ -1,4 +1,4 @@
-"""The report as data: what was asked, how every variant did, and what that says against the base.
+"""The report as data: what was asked, how every item did, and what that says against the one it is compared with.
 
 `report.json` is a `Report`; the page (`page.py`) and the command line draw the same one. Holds no clock and no path:
 the same scores give the same bytes.
@@ -18,14 +18,14 @@ from services.evaluator.panels import Questionnaire
 from services.evaluator.predict import REFUSED
 from services.evaluator.scoring import Result, mcnemar_p, score
 from services.evaluator.stats import Verdict, seed_of, verdict
-from understudy.recipe import BASE, Recipe
+from understudy.plan import Plan
 from understudy.records import DatasetCard, Example, Prediction, Turn
 
 SHOWN = 6
 """Rows shown per panel for each of the two ways they are picked."""
 MOST_CLASSES = 12
 """Above this a confusion matrix is no longer read."""
-PACKAGES = ("numpy", "sacrebleu", "nltk", "rapidfuzz")
+PACKAGES = ("numpy", "scipy", "sacrebleu", "nltk", "rapidfuzz")
 
 
 class Part(BaseModel):
@@ -35,13 +35,13 @@ class Part(BaseModel):
 
 
 class Cell(Part):
-    """One metric of one variant, and against the base."""
+    """One metric of one item, and against the one it is compared with."""
 
     value: float
     low: float
     high: float
     delta: float | None = None
-    """Value minus the base's; None for the base itself, and without a base."""
+    """Value minus the other's; None where there is no other, or it was not scored."""
     delta_low: float | None = None
     delta_high: float | None = None
     p: float | None = None
@@ -51,17 +51,18 @@ class Cell(Part):
 
 
 class MetricRow(Part):
-    """One metric of all variants."""
+    """One metric of all items."""
 
     metric: str
     signature: str
     n: int
     higher_is_better: bool
     cells: dict[str, Cell]
+    """By item, without those for which no question counts."""
 
 
 class Answer(Part):
-    """What one variant said to a shown question."""
+    """What one item said to a shown question."""
 
     text: str
     finish_reason: str
@@ -78,6 +79,7 @@ class Shown(Part):
     prompt: tuple[Turn, ...]
     reference: str
     answers: dict[str, Answer]
+    """By item."""
 
 
 class PanelReport(Part):
@@ -93,13 +95,13 @@ class PanelReport(Part):
     not_computed: dict[str, str]
     """Metric -> why it is missing."""
     parse_failures: dict[str, int]
-    """Variant -> answers in which no class could be read; empty unless the panel asks for classes."""
+    """Item -> answers in which no class could be read; empty unless the panel asks for classes."""
     refused: dict[str, int]
-    """Variant -> questions the endpoint would not take."""
+    """Item -> questions the endpoint would not take."""
     cut: dict[str, int]
-    """Variant -> answers that ran into `max_tokens`."""
+    """Item -> answers that ran into `max_tokens`."""
     confusion: dict[str, tuple[tuple[int, ...], ...]]
-    """Variant -> rows: actual class, columns: class in the answer, the last one for none."""
+    """Item -> rows: actual class, columns: class in the answer, the last one for none."""
     examples: tuple[Shown, ...]
 
 
@@ -122,15 +124,20 @@ class Training(Part):
 class Report(Part):
     """`report.json`."""
 
-    format: Literal["understudy.report.v1"] = "understudy.report.v1"
+    format: Literal["understudy.report.v2"] = "understudy.report.v2"
     run: str
-    recipe: dict[str, Any]
-    variants: tuple[str, ...]
-    """Those that were scored, the base first."""
+    plan: dict[str, Any]
+    """`plan.json`."""
+    items: tuple[str, ...]
+    """Those that were scored, in the order of the plan."""
     models: dict[str, str]
-    """Variant -> name on the endpoint."""
+    """Item -> name on the endpoint."""
+    compared_with: dict[str, str]
+    """Item -> the one it is held against, which may not have been scored."""
     failed: dict[str, str]
-    """Variant -> reason."""
+    """Item -> reason."""
+    cancelled: tuple[str, ...]
+    """Items that somebody had ended before they were scored."""
     panels: tuple[PanelReport, ...]
     training: dict[str, Training]
     datasets: dict[str, DatasetCard]
@@ -138,11 +145,12 @@ class Report(Part):
     versions: dict[str, str]
 
 
-def compare(recipe: Recipe, asked: Questionnaire, answers: Mapping[str, Sequence[Prediction]]) -> PanelReport:
-    """One panel of all scored variants; `answers` in the order of the variants, each in that of the questions."""
+def compare(plan: Plan, asked: Questionnaire, answers: Mapping[str, Sequence[Prediction]]) -> PanelReport:
+    """One panel of all scored items; `answers` in the order of the items, each in that of the questions."""
     panel = asked.panel
-    seed = seed_of(recipe.seed, asked.name)
-    results = score(panel.metrics, asked.labels, asked.examples, answers, recipe.evaluation.bootstrap, seed)
+    seed = seed_of(plan.seed, asked.name)
+    others = {item.name: item.compared_with for item in plan.items if item.compared_with}
+    results = score(panel.metrics, asked.labels, asked.examples, answers, plan.bootstrap, seed)
     computed = {result.measure.name for result in results}
     counts = {name: list(predictions) for name, predictions in answers.items()}
     return PanelReport(
@@ -151,15 +159,17 @@ def compare(recipe: Recipe, asked: Questionnaire, answers: Mapping[str, Sequence
         n=len(asked.examples),
         max_tokens=panel.max_tokens,
         labels=asked.labels,
-        metrics=tuple(_row(result, asked, answers) for result in results),
+        metrics=tuple(_row(result, asked, answers, others) for result in results),
         not_computed={name: _why_not(name, asked) for name in panel.metrics if name not in computed},
-        parse_failures={v: sum(p.label is None for p in rows) for v, rows in counts.items()} if asked.labels else {},
-        refused={v: sum(p.finish_reason == REFUSED for p in rows) for v, rows in counts.items()},
-        cut={v: sum(p.finish_reason == "length" for p in rows) for v, rows in counts.items()},
-        confusion={v: _confusion(asked, rows) for v, rows in counts.items()}
+        parse_failures={item: sum(p.label is None for p in rows) for item, rows in counts.items()}
+        if asked.labels
+        else {},
+        refused={item: sum(p.finish_reason == REFUSED for p in rows) for item, rows in counts.items()},
+        cut={item: sum(p.finish_reason == "length" for p in rows) for item, rows in counts.items()},
+        confusion={item: _confusion(asked, rows) for item, rows in counts.items()}
         if 0 < len(asked.labels) <= MOST_CLASSES
         else {},
-        examples=tuple(_shown(asked, answers, recipe.seed)),
+        examples=tuple(_shown(asked, answers, plan.seed)),
     )
 
 
@@ -168,14 +178,20 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def _row(result: Result, asked: Questionnaire, answers: Mapping[str, Sequence[Prediction]]) -> MetricRow:
+def _row(
+    result: Result,
+    asked: Questionnaire,
+    answers: Mapping[str, Sequence[Prediction]],
+    others: Mapping[str, str],
+) -> MetricRow:
     measure = result.measure
     cells = {}
-    for variant, value in result.values.items():
+    for item, value in result.values.items():
         cell = Cell(value=value.value, low=value.low, high=value.high)
-        if variant != BASE and BASE in result.values:
-            change = result.change(variant, BASE)
-            exact = mcnemar_p(asked.examples, answers[variant], answers[BASE]) if measure.name == "accuracy" else None
+        other = others.get(item)
+        if other in result.values:
+            change = result.change(item, other)
+            exact = mcnemar_p(asked.examples, answers[item], answers[other]) if measure.name == "accuracy" else None
             cell = cell.model_copy(
                 update={
                     "delta": change.value,
@@ -186,7 +202,7 @@ def _row(result: Result, asked: Questionnaire, answers: Mapping[str, Sequence[Pr
                     "verdict": verdict(change, measure.higher_is_better, result.n),
                 }
             )
-        cells[variant] = cell
+        cells[item] = cell
     return MetricRow(
         metric=measure.name,
         signature=measure.signature,
@@ -214,7 +230,7 @@ def _confusion(asked: Questionnaire, predictions: Sequence[Prediction]) -> tuple
 
 
 def _shown(asked: Questionnaire, answers: Mapping[str, Sequence[Prediction]], seed: int) -> list[Shown]:
-    """Questions to read: some where the variants differ most, then some drawn from the rest."""
+    """Questions to read: some where the items differ most, then some drawn from the rest."""
     rows = range(len(asked.examples))
     spread = {row: _spread(asked, asked.examples[row], [given[row] for given in answers.values()]) for row in rows}
     differing = sorted((row for row in rows if spread[row]), key=lambda row: (-spread[row], row))[:SHOWN]
@@ -246,12 +262,12 @@ def _row_shown(
 ) -> Shown:
     example = asked.examples[row]
     shown = {
-        variant: Answer(
+        item: Answer(
             text=given[row].text,
             finish_reason=given[row].finish_reason,
             label=given[row].label,
             right=given[row].label == example.label if asked.labels else None,
         )
-        for variant, given in answers.items()
+        for item, given in answers.items()
     }
     return Shown(id=example.id, picked=how, prompt=example.prompt, reference=example.completion, answers=shown)

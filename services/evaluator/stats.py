@@ -1,7 +1,7 @@
 """The paired bootstrap: intervals and comparisons from per-row sufficient statistics.
 
-One matrix of resample counts times the statistics gives the sums of every resample for every metric of every variant;
-rows are drawn together for all variants, so differences are paired. Does not know what the columns mean (`metrics/`).
+One matrix of resample counts times the statistics gives the sums of every resample for every metric of every item;
+rows are drawn together for all items, so differences are paired. Does not know what the columns mean (`metrics/`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from services.evaluator.metrics.family import Floats
+from understudy.interrupt import check
 
 Verdict = Literal["better", "worse", "no clear difference"]
 BLOCK_BYTES = 1 << 22
@@ -35,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A variant's value minus the base's."""
+    """An item's value minus that of the one it is compared with."""
 
     p: float
     """Two-sided: how often resamples fall on the other side of zero, twice the smaller share."""
@@ -51,6 +52,7 @@ def count_blocks(n: int, resamples: int, seed: tuple[int, ...]) -> Iterator[Floa
     generator = np.random.default_rng(seed)
     size = max(1, min(resamples, BLOCK_BYTES // (8 * max(1, n))))
     for start in range(0, resamples, size):
+        check()
         block = np.empty((min(size, resamples - start), n))
         for row in block:  # one at a time: its draws and counts stay in a core's cache
             row[:] = np.bincount(generator.integers(0, n, size=n), minlength=n)
@@ -70,7 +72,7 @@ def interval(value: float, resampled: Floats) -> Interval:
 
 
 def difference(value: float, base: float, resampled: Floats, resampled_base: Floats) -> Difference:
-    """The paired difference to the base; p is (1 + count) / (1 + resamples) as a finite sample asks for."""
+    """The paired difference; p is (1 + count) / (1 + resamples) as a finite sample asks for."""
     deltas = resampled - resampled_base
     deltas = deltas[~np.isnan(deltas)]
     around = interval(value - base, deltas)
@@ -87,13 +89,10 @@ def verdict(change: Difference, higher_is_better: bool, n: int) -> Verdict:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: rows only the variant got right, rows only the base got right.
+    """Exact two-sided p of McNemar's test: rows only the one got right, rows only the other got right.
 
-    Under no difference each such row is a coin toss: p = 2 P(X <= min), X ~ Binomial(gained + lost, 1/2), at most 1.
+    Under no difference each such row is a coin toss.
     """
-    tosses = gained + lost
-    term, tail = 1, 0  # term: number of ways to get k heads
-    for k in range(min(gained, lost) + 1):
-        tail += term
-        term = term * (tosses - k) // (k + 1)
-    return round(min(1.0, 2 * tail / (1 << tosses)), DIGITS)
+    from scipy.stats import binomtest  # takes a second to load
+
+    return round(float(binomtest(gained, gained + lost).pvalue), DIGITS) if gained + lost else 1.0

@@ -1,4 +1,4 @@
-"""The metrics, one family per file. Does not know variants, intervals (`stats.py`) or reports."""
+"""The metrics, one family per file. Does not know items, intervals (`stats.py`) or reports."""
 
 from __future__ import annotations
 

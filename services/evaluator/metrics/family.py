@@ -1,7 +1,7 @@
 """What a metric family is: per-row sufficient statistics, and the metrics as a function of their sums.
 
 Because a metric depends on the rows only through a sum, a bootstrap resample is one row of a count matrix times the
-statistics, the same for every metric and every variant (`stats.py`). Holds no metric itself.
+statistics, the same for every metric and every item (`stats.py`). Holds no metric itself.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class Perplexity:
     """Statistics: log-probability of the reference's tokens, their number, then 1.
 
     exp(-sum of log-probabilities / number of tokens) over all rows together, so long references weigh more. The end of
-    the turn is not among the tokens. Depends on the tokenizer: compare only variants of one base.
+    the turn is not among the tokens. Depends on the tokenizer: compare only items of one base.
     """
 
     def measures(self) -> tuple[Measure, ...]:

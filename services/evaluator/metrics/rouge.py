@@ -57,7 +57,7 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 _reference_tokens = lru_cache(maxsize=1 << 12)(_tokens)
-"""Every variant is held against the same references."""
+"""Every item is held against the same references."""
 
 
 @cache
