@@ -1,4 +1,4 @@
-"""The real training child: killed at any step it ends with the same bytes; errors leave it as exit codes."""
+"""The real training child: cancelled, stopped and killed it ends with the same bytes; errors leave it as exit codes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,18 @@ from services.trainer.handlers import Trainer
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, JobFolder
 from services.trainer.launcher import ChildLauncher
 from services.trainer.train import exit_code, make_portable
-from understudy.belt.contracts import Artifact, ModelTrained, Progress, TrainingRequested
+from understudy.bases import planned
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import Artifact, CancelRequested, Progress, ServingRequested, TrainingRequested, decode
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
+from understudy.belt.loop import Lane, Loop
 from understudy.errors import Invalid
+from understudy.plan import make
 from understudy.recipe import parse
 from understudy.service.child import Child
-from understudy.store.artifacts import ArtifactStore
+from understudy.store import keys
+from understudy.store.plans import Plans, put_datasets, put_plan
 from understudy.testing import local_store
 
 
@@ -32,64 +41,121 @@ class Watched:
         self.child = ChildLauncher(threads=1).launch(folder)
         return self.child
 
-
-def world(
-    folder: Path, base: Path, put: Callable[[ArtifactStore, Path], Artifact], watched: Watched
-) -> tuple[Trainer, TrainingRequested]:
-    """A trainer in its own folder, and a request for 240 steps with a checkpoint every 20."""
-    store = local_store(folder)
-    artifact = put(store, folder / "remarks")
-    document = {
-        "base": "tiny",
-        "datasets": {"remarks": {"source": "x.csv"}},
-        "variants": {"v": {"train": "remarks"}},
-        "training": {"epochs": 6, "batch_size": 4, "learning_rate": 2e-3, "lora": {"dropout": 0.1}},
-    }
-    trainer = Trainer(
-        store=store, launcher=watched, models=base, work=folder / "work", threads=1, sleep=lambda _: time.sleep(0.02)
-    )
-    return trainer, TrainingRequested(run="r", variant="v", recipe=parse(document, "x"), datasets={"remarks": artifact})
+    def command(self) -> int:
+        """Process id of the training itself, the only child of the keeper."""
+        return int(Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()[0])
 
 
-def finish(trainer: Trainer, request: TrainingRequested, watched: Watched, kill_at: int | None = None) -> Artifact:
-    """Train to the end; the command of the child is killed once, at step `kill_at`."""
-    for message in trainer.train(request):
-        if isinstance(message, Progress) and kill_at and message.done >= kill_at:
-            os.kill(command_of(watched.child), signal.SIGKILL)
-            kill_at = None
-        if isinstance(message, ModelTrained):
-            assert message.adapter
-            assert kill_at is None
-            return message.adapter
-    raise AssertionError("no ModelTrained")
+class World:
+    """A trainer in a folder of its own, a bus, and a request for 240 steps with a checkpoint every 20."""
 
+    def __init__(self, folder: Path, models: Path, put: Callable[..., Artifact], rows: Any) -> None:
+        self.bus, self.store, self.watched = EmbeddedBus(folder / "bus.sqlite"), local_store(folder), Watched()
+        self.trainer = Trainer(
+            store=self.store,
+            plans=Plans(self.store),
+            launcher=self.watched,
+            models=models,
+            work=folder / "work" / "a",
+            threads=1,
+            sleep=lambda _: time.sleep(0.02),
+        )
+        document = {
+            "base": "tiny",
+            "datasets": {"remarks": {"source": "x.csv"}},
+            "variants": {"v": {"train": "remarks"}},
+            "training": {"epochs": 6, "batch_size": 4, "learning_rate": 2e-3, "lora": {"dropout": 0.1}},
+        }
+        datasets = {"remarks": put(self.store, folder / "remarks", "remarks", rows)}
+        self.request = TrainingRequested(
+            run="r",
+            item="v",
+            index=1,
+            plan=put_plan(self.store, "r", make(parse(document, "x"), lambda base: planned(base, models))),
+            datasets=put_datasets(self.store, "r", datasets),
+        )
 
-def command_of(child: Child) -> int:
-    """Process id of the training itself, the only child of the keeper."""
-    return int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[0])
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, a service's loop and reader work; then they are stopped in order."""
+        control = Control()
+        reader = Reader(self.bus, [control])
+        loop = Loop(self.bus, Lane("trainer", self.trainer.handlers()), control, lambda: reader.caught_up.wait(5))
+        threads = [threading.Thread(target=loop.run), threading.Thread(target=reader.follow, args=(loop.stop,))]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            loop.stop.set()
+            for thread in threads:
+                thread.join(10)
+                assert not thread.is_alive()
+
+    def reaches(self, step: int) -> None:
+        """Wait until the training is there."""
+        self._until(lambda: any(self._is_at(step, record.value) for record in self.bus.replay(["progress"]) if record))
+
+    def adapter(self) -> Artifact:
+        """Wait for it."""
+        self._until(lambda: list(self.bus.replay(["serving-requested"])))
+        (record,) = self.bus.replay(["serving-requested"])
+        assert record
+        serving = decode(record.value)
+        assert isinstance(serving, ServingRequested)
+        assert serving.adapter
+        return serving.adapter
+
+    def gone(self, command: int) -> None:
+        """Wait until a training has ended; that may take two seconds, and the loop half a one to hear of it."""
+        self._until(lambda: not Path(f"/proc/{command}").exists(), 2.5)
+
+    def log(self) -> str:
+        artifact = self.store.find(keys.training_log("r", "v"))
+        assert artifact
+        return (self.store.fetch(artifact) / "train.log").read_text()
+
+    @staticmethod
+    def _is_at(step: int, value: bytes) -> bool:
+        progress = decode(value)
+        return isinstance(progress, Progress) and progress.done >= step
+
+    @staticmethod
+    def _until(met: Callable[[], object], seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not met():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_an_undisturbed_one(
+def test_a_cancelled_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_an_undisturbed_one(
     tmp_path: Path, tiny_base: Path, put_dataset: Any, examples: Any
 ) -> None:
-    def put(store: ArtifactStore, folder: Path) -> Artifact:
-        return put_dataset(store, folder, "remarks", examples(160))
+    calm = World(tmp_path / "undisturbed", tiny_base, put_dataset, examples(160))
+    calm.bus.publish(calm.request)
+    with calm.running():
+        expected = calm.adapter()
+    store = calm.store
 
-    watched = Watched()
-    trainer, request = world(tmp_path / "undisturbed", tiny_base, put, watched)
-    expected = finish(trainer, request, watched)
-
-    store = trainer.store
-    trainer, request = world(tmp_path / "disturbed", tiny_base, put, watched)
-    delivery = trainer.train(request)
-    next(message for message in delivery if isinstance(message, Progress) and message.done >= 30)
-    training = command_of(watched.child)
-    delivery.close()  # type: ignore[attr-defined]
-    assert not Path(f"/proc/{training}").exists(), "a closed handler leaves no child behind"
-    assert finish(trainer, request, watched, kill_at=90).sha256 == expected.sha256
-    log = (trainer.work / "r" / "v" / "train.log").read_text()
-    assert log.count("training from checkpoint-") == 2, "it went on, it did not begin again"
+    world = World(tmp_path / "disturbed", tiny_base, put_dataset, examples(160))
+    world.bus.publish(world.request)
+    with world.running():
+        world.reaches(30)
+        command = world.watched.command()
+        world.bus.publish(CancelRequested(run="r"))
+        world.gone(command)
+        world.bus.publish(world.request.model_copy(update={"generation": 2}))
+        world.reaches(90)
+        command = world.watched.command()
+    assert not Path(f"/proc/{command}").exists(), "a service that is stopped leaves no child behind"
+    with world.running():
+        world.reaches(150)
+        os.kill(world.watched.command(), signal.SIGKILL)
+        assert world.adapter().sha256 == expected.sha256
+    assert world.log().count("training from checkpoint-") == 3, "it went on, it did not begin again"
+    assert world.log().count("training from the start") == 1
+    assert not list((tmp_path / "disturbed" / "work" / "a" / "r").iterdir()), "no unfinished work is left"
 
     folder = store.fetch(expected)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -104,10 +170,14 @@ def test_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_an_undisturb
         "no path of this machine"
     )
     facts = json.loads((folder / "training.json").read_text())
+    assert (facts["format"], facts["item"], facts["micro_batch"]) == ("understudy.training.v1", "v", 4)
+    assert (folder / "README.md").read_text().count("# v: a LoRA adapter for tiny") == 1
     assert facts["steps"] == 240
     assert facts["datasets"]["remarks"]["examples_seen"] == 960
     assert facts["loss"][-1][1] < 0.9 * facts["loss"][0][1], "it learnt"
-    for probe in json.loads((folder / "probe.json").read_text())["probes"]:
+    probes = json.loads((folder / "probe.json").read_text())
+    assert probes["format"] == "understudy.probes.v1"
+    for probe in probes["probes"]:
         assert len(probe["base_logprobs"]) == len(probe["adapter_logprobs"]) == len(probe["token_ids"]) - 1
         assert probe["base_logprobs"] != probe["adapter_logprobs"]
 
