@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.bases import PLAIN_TEMPLATE, resolve
+from understudy.bases import PLAIN_TEMPLATE, as_planned, planned, resolve
 from understudy.errors import Invalid
 
 
@@ -43,3 +43,12 @@ def test_what_does_not_exist_is_named_with_what_does(models: Path) -> None:
     (models / "empty").mkdir()
     with pytest.raises(Invalid, match=r"no config\.json"):
         resolve("empty", models)
+
+
+def test_a_base_is_the_one_that_was_planned_or_an_error(models: Path) -> None:
+    plan = planned("tiny", models)
+    assert as_planned(plan, models) == resolve("tiny", models)
+    assert as_planned(planned("owner/name@abc", models), models).revision == "abc", "a revision says it all"
+    (models / "tiny/config.json").write_text('{"architectures": []}')
+    with pytest.raises(Invalid, match=r"`tiny` in .* was changed since the run was planned.*--fresh"):
+        as_planned(plan, models)
