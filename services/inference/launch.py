@@ -15,10 +15,10 @@ from services.inference.settings import InferenceSettings
 from understudy.bases import Base, resolve
 from understudy.errors import FATAL_EXIT, Invalid, UnderstudyError
 from understudy.service.child import Child
+from understudy.service.log import rotate
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
-LOG_BYTES = 8 * 1024**2
 
 # Where adapters may sit: the linear layers inside the blocks, by the names that model families give them. Without this list
 # vLLM also makes room for adapters on lm_head, and its CPU code for that ends the engine when prompt log-probabilities
@@ -32,8 +32,21 @@ TARGETS = (
 # afresh. Here the core is forked from the server, with all imports done, and works itself instead of through a worker
 # (`command` asks for that): less than half of the CPU seconds. Nothing has computed at the time of the fork, so the
 # thread pools that do not survive one do not exist yet.
+#
+# And what vLLM's CPU code does wrong in a batch of several models is put right: -1, which stands for "no adapter", is
+# taken there as a place in an array, the last one, so that requests for the base were computed with whatever adapter had
+# that place (vllm#48421, open). Every adapter's part goes through `bgmv_shrink`; where there is none it is zero.
 LAUNCH = """
 import multiprocessing
+from vllm.lora.ops import torch_ops
+from vllm.lora.ops.torch_ops import lora_ops
+shrink = lora_ops.bgmv_shrink
+def bgmv_shrink(inputs, weights, output, indices, scaling=1.0):
+    shrink(inputs, weights, output, indices, scaling)
+    output[indices < 0] = 0
+torch_ops.bgmv_shrink = lora_ops.bgmv_shrink = bgmv_shrink
+from vllm.lora.punica_wrapper import punica_cpu
+assert punica_cpu.bgmv_shrink is bgmv_shrink, "imported before it was put right"
 from vllm.v1.engine import utils
 from vllm.entrypoints.launchers.api_server.entry import main
 utils.get_mp_context = lambda: multiprocessing.get_context("fork")
@@ -70,8 +83,7 @@ def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Proc
     if settings.engine_url:
         return Elsewhere()
     path = log_file(settings, base)
-    if path.is_file() and path.stat().st_size > LOG_BYTES:
-        path.replace(path.with_suffix(".old"))
+    rotate(path)
     return Child(command(base, settings, port, rank), log=path, env=environment(base, settings))
 
 

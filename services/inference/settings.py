@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from understudy.service import machine
 from understudy.settings import Settings
 
 HttpUrl = Annotated[str, Field(pattern=r"^(http://[^/:]+(:\d+)?/?)?$")]
@@ -31,7 +31,7 @@ class InferenceSettings(Settings):
     """An engine that runs elsewhere and reads the same cache folder. Empty: engines are our children."""
     engine_device: Literal["cpu", "cuda"] = "cpu"
     """What engines compute on."""
-    engine_threads: int = Field(default=max(1, min(16, (os.cpu_count() or 1) // 2)), ge=1, le=256)
+    engine_threads: int = Field(default_factory=lambda: max(1, min(16, machine.cores() // 2)), ge=1, le=256)
     """CPU threads of an engine, not pinned. Half of the cores: threads that wait for one another beside a training that
     has the other half are slower than one alone (6x on two cores)."""
     engine_dtype: str = "float32"
