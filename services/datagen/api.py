@@ -1,41 +1,33 @@
 """datagen's HTTP resources: /v1/files as OpenAI has it, and /v1/runs, where a recipe becomes a run.
 
-A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. Holds no state: files are
-in the artifact store, runs are in the ledger. Everything that touches files runs in a worker thread, never on the
-event loop.
+Holds no state: files are in the artifact store (`files.py`), runs on the bus (`runs.py`). Everything that touches files
+or waits runs in a worker thread, never on the event loop.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import AsyncGenerator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar, get_args
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.datagen.files import FileCard, Files, Purpose
-from services.datagen.pools import Pools, wanted
-from understudy import bases as models
-from understudy import recipe
-from understudy.belt.bus import Bus
-from understudy.belt.contracts import RunRequested
-from understudy.belt.folds.runs import Ledger, RunState
-from understudy.errors import Invalid, Transient
-from understudy.service.web import NotFound
+from services.datagen.runs import Desk
+from understudy.belt.folds.runs import RunState
+from understudy.errors import Invalid
+from understudy.recipe import MAX_RECIPE_BYTES
+from understudy.service.web import Limit, Order, page, page_of
 
 FORM_OVERHEAD = 64 * 1024
 """Bytes of a multipart body that are not the file."""
-MAX_BODY = 2 * recipe.MAX_RECIPE_BYTES
-Limit = Annotated[int, Query(ge=1, le=10_000)]
-Order = Literal["asc", "desc"]
-T = TypeVar("T", FileCard, RunState)
+MAX_BODY = 2 * MAX_RECIPE_BYTES
+B = TypeVar("B", bound=BaseModel)
 
 
 class RunCreate(BaseModel):
@@ -44,11 +36,20 @@ class RunCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     recipe: dict[str, Any]
-    attempt: str = Field(default="", max_length=64)
-    """Sets apart a run that shall start afresh although the same recipe ran before."""
+    fresh: str = Field(default="", max_length=64)
+    """Sets apart a run that shall start anew although the same recipe ran before."""
 
 
-def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: Path) -> APIRouter:
+class RunCancel(BaseModel):
+    """Body of POST /v1/runs/{run}/cancel; may be missing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: str | None = None
+    """None: the whole run."""
+
+
+def router(files: Files, desk: Desk) -> APIRouter:
     """The routes, on these collaborators."""
     api = APIRouter(prefix="/v1")
 
@@ -67,8 +68,8 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
             file, purpose = form.get("file"), form.get("purpose")
             if not isinstance(file, UploadFile):
                 raise Invalid("The upload has no `file`", "Send the file as the form field `file`, with its name.")
-            if purpose not in Purpose.__args__:  # type: ignore[attr-defined]
-                raise Invalid(f"purpose: `{purpose}` is not one of {', '.join(Purpose.__args__)}", "Use `fine-tune`.")  # type: ignore[attr-defined]
+            if purpose not in get_args(Purpose):
+                raise Invalid(f"purpose: `{purpose}` is not one of {', '.join(get_args(Purpose))}", "Use `fine-tune`.")
             return await run_in_threadpool(files.add, file.filename or "", file.file, str(purpose))
         finally:
             await form.close()
@@ -77,7 +78,7 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
     def list_files(
         after: str | None = None, limit: Limit = 10_000, order: Order = "desc", purpose: str | None = None
     ) -> dict[str, Any]:
-        return _page([card for card in files.all() if purpose in (None, card.purpose)], after, limit, order)
+        return page_of([card for card in files.all() if purpose in (None, card.purpose)], after, limit, order)
 
     @api.get("/files/{file_id}")
     def get_file(file_id: str) -> FileCard:
@@ -95,50 +96,31 @@ def router(files: Files, pools: Pools, bus: Bus, ledger: Ledger, models_folder: 
 
     @api.post("/runs")
     async def create_run(request: Request) -> RunState:
-        return await run_in_threadpool(create, await _body(request))
+        body = await _body(request, RunCreate, 'Send {"recipe": {...}}.')
+        return await run_in_threadpool(desk.begin, body.recipe, body.fresh)
 
-    def create(body: RunCreate) -> RunState:
-        if not ledger.caught_up:  # else a run of earlier would be put on the bus once more
-            raise Transient("This service is still reading the log", "Try again in a moment.")
-        parsed = recipe.parse(body.recipe, "the recipe")
-        run = parsed.run_id(body.attempt)
-        if state := ledger.run(run):
-            return state
-        models.resolve(parsed.base, models_folder)
-        for each in wanted(parsed):
-            pools.check(each)
-        bus.publish(RunRequested(run=run, recipe=parsed))
-        return ledger.run(run) or RunState.queued(run, parsed, time.time())
+    @api.post("/runs/{run}/cancel")
+    async def cancel_run(run: str, request: Request) -> RunState:
+        body = await _body(request, RunCancel, 'Send nothing, or {"item": "..."}.', nothing=RunCancel())
+        return await run_in_threadpool(desk.cancel, run, body.item)
+
+    @api.delete("/runs/{run}")
+    def delete_run(run: str) -> dict[str, Any]:
+        return {"id": run, "object": "run", "freed_bytes": desk.delete(run), "deleted": True}
 
     @api.get("/runs")
     def list_runs(after: str | None = None, limit: Limit = 100, order: Order = "desc") -> dict[str, Any]:
-        return _page(ledger.runs(), after, limit, order)
+        return page(*desk.page(after, limit, newest_first=order == "desc"))
 
     @api.get("/runs/{run}")
     def get_run(run: str) -> RunState:
-        if state := ledger.run(run):
-            return state
-        raise NotFound(f"There is no run `{run}`", "GET /v1/runs lists those that exist.")
+        return desk.get(run)
+
+    @api.get("/runs/{run}/logs")
+    def get_logs(run: str, item: str | None = None) -> PlainTextResponse:
+        return PlainTextResponse(desk.logs(run, item))
 
     return api
-
-
-def _page(newest_first: Sequence[T], after: str | None, limit: int, order: Order) -> dict[str, Any]:
-    """OpenAI's list object: at most `limit` items after the one whose id is `after`."""
-    items = list(newest_first) if order == "desc" else list(reversed(newest_first))
-    if after is not None:
-        ids = [item.id for item in items]
-        if after not in ids:
-            raise NotFound(f"after: there is nothing with the id `{after}`", "Use the `last_id` of the page before.")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0].id if page else None,
-        "last_id": page[-1].id if page else None,
-        "has_more": len(items) > limit,
-    }
 
 
 async def _bounded(request: Request, files: Files) -> AsyncGenerator[bytes, None]:
@@ -150,7 +132,8 @@ async def _bounded(request: Request, files: Files) -> AsyncGenerator[bytes, None
         yield chunk
 
 
-async def _body(request: Request) -> RunCreate:
+async def _body(request: Request, kind: type[B], remedy: str, nothing: B | None = None) -> B:
+    """What the body says; `nothing` is what an empty one or `null` means."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -160,9 +143,11 @@ async def _body(request: Request) -> RunCreate:
                 "Upload the data as files and name their ids in the recipe.",
             )
     try:
-        return RunCreate.model_validate(json.loads(body))
+        document = json.loads(body) if body.strip() or nothing is None else None
+        return nothing if nothing is not None and document is None else kind.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 'Send {"recipe": {...}}.') from None
+        place = ".".join(map(str, first["loc"]))
+        raise Invalid(f"{place}: {first['msg']}" if place else first["msg"], remedy) from None
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"The request is not JSON: {error}", 'Send {"recipe": {...}}.') from None
+        raise Invalid(f"The request is not JSON: {error}", remedy) from None

@@ -7,18 +7,24 @@ from services.datagen.build import Builder
 from services.datagen.files import Files
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
+from services.datagen.runs import Desk
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Sources
+from understudy.belt.loop import Lane
 from understudy.service.host import Kernel, Service
+
+SIDE_BY_SIDE = 4
+"""Runs whose datasets are made at once: a language model is waited for most of the time."""
 
 
 def build(settings: DatagenSettings, kernel: Kernel) -> Service:
-    """The service on the kernel's bus, store and ledger."""
+    """The service on the kernel."""
     sources = Sources(kernel.store, max_bytes=settings.max_source_bytes, max_line=settings.max_field_bytes)
     pools = Pools(sources, max_text_chars=settings.max_text_chars, max_labels=settings.max_labels)
     builder = Builder(settings.work("datagen"), llm_tries=settings.llm_tries)
+    datagen = Datagen(kernel.store, kernel.plans, pools, builder)
     files = Files(kernel.store, max_bytes=settings.max_upload_bytes)
     return Service(
-        handlers=Datagen(kernel.store, pools, builder).handlers(),
-        router=router(files, pools, kernel.bus, kernel.ledger, settings.models),
+        lanes=(Lane("datagen", datagen.handlers(), width=SIDE_BY_SIDE),),
+        router=router(files, Desk(kernel, pools, settings.models)),
     )

@@ -21,7 +21,7 @@ from understudy import recipe
 from understudy.belt.contracts import Progress
 from understudy.belt.scratch import forget, take_up
 from understudy.errors import Invalid
-from understudy.records import SPLITS, DatasetCard, Example, Provenance, Rejected, Turn, write_jsonl
+from understudy.records import SPLITS, DatasetCard, Example, Provenance, Rejected, Turn, write_json, write_jsonl
 
 Made = dict[int, Example | Rejected]
 """Row in the source -> what became of it."""
@@ -32,7 +32,10 @@ KEPT, REJECTED = ROWS.labels("kept"), ROWS.labels("rejected")
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes dataset folders under `work`, where what was paid for stays until the dataset is stored."""
+    """Makes dataset folders under `work`, where what was paid for stays until the dataset is stored.
+
+    Safe in several threads, as long as no run is in two of them.
+    """
 
     work: Path
     llm_tries: int
@@ -89,12 +92,12 @@ class Builder:
             rejected=len(rejected),
             seed=seed,
         )
-        (folder / "card.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "card.json", card)
         return folder
 
-    def forget(self, run: str, name: str) -> None:
-        """Remove the unfinished work of a dataset."""
-        forget(self.work, run, name)
+    def forget(self, *unit: str) -> None:
+        """Remove the unfinished work of a (run, dataset), or of a run."""
+        forget(self.work, *unit)
 
     def _folder(self, run: str, name: str) -> Path:
         return take_up(self.work, run, name)

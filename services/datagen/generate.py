@@ -1,10 +1,10 @@
 """The llm generator: a language model writes the instructions, within a budget, surviving crashes.
 
-Every finished row is appended to a work file, so a killed process pays again for at most the rows that were under way
-(`concurrency` of them). An answer that does not pass the checks is sent back with the reason, a bounded number of
+Every finished row is appended to a work file, so a killed process, or a run that was cancelled and is taken up again,
+pays again for at most the rows that were under way (`concurrency` of them). An answer that does not pass the checks is sent back with the reason, a bounded number of
 times, then the row is rejected. When the budget does not cover the next request in the worst case, the remaining rows
 are rejected with that reason; rows are asked for in the order given, so put first what matters most. Does not know
-splits, prompts (`prompts.py`) or HTTP (`understudy/chat.py`).
+splits, prompts (`prompts.py`) or HTTP (`llm/chat.py`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ MAX_REFUSED = 5
 """Refusals without a success between them that tell a wrong key or model from a row the endpoint dislikes."""
 PULSE = 0.5
 """Seconds between two words of progress, and between two flushes of the work file to the disk itself."""
+LAST_SECONDS = 1.0
+"""In which requests that are not wanted any more must have closed their connections."""
 STOPPED = "budget"
 """Id of the line that says that the budget ended here, so that a resumed job ends at the same row."""
 
@@ -85,10 +87,10 @@ class Writer:
         left = deque(row for row in rows if row[0] not in self._written)
         started, before = time.monotonic(), len(self._written)
         budget = Budget(self.generator.budget_usd, sum(line.usd for line in self._written.values()))
-        with asyncio.Runner() as runner:  # its end cancels what is under way
-            job = runner.get_loop().create_task(self._run(left, budget, log))
+        with _event_loop() as loop:  # its end cancels what is under way
+            job = loop.create_task(self._run(left, budget, log))
             while not job.done():
-                runner.run(_wait(job))
+                loop.run_until_complete(asyncio.wait({job}, timeout=PULSE))
                 os.fsync(log)
                 done = len(self._written) - (STOPPED in self._written)
                 rate = (done - before) / (time.monotonic() - started)
@@ -183,8 +185,22 @@ def _tokens_at_most(messages: Sequence[Turn]) -> int:
     return sum(len(turn.content.encode()) + 16 for turn in messages)
 
 
-async def _wait(job: asyncio.Task[None]) -> None:
-    await asyncio.wait({job}, timeout=PULSE)
+@contextmanager
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """One that may be run by one thread after another; what is left in it at the end is cancelled, within `LAST_SECONDS`.
+
+    Not an `asyncio.Runner`, whose end waits for as long as a name that is being looked up needs.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        yield loop
+    finally:
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left, timeout=LAST_SECONDS))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 @contextmanager

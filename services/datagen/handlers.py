@@ -1,58 +1,99 @@
-"""What datagen does with a message: makes the datasets of a run, then asks for every variant.
+"""What datagen does with a message: makes the datasets of a run, then says that they are made.
 
 Does not read (`pools.py`) or make (`build.py`) a dataset itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from services.datagen.build import Builder
-from services.datagen.pools import Pool, Pools, wanted
-from understudy.belt.contracts import Artifact, Message, Progress, RunRequested, TrainingRequested
+from services.datagen.pools import Pools, wanted
+from understudy.belt.contracts import Artifact, DatasetsMade, Message, Progress, RunRequested
 from understudy.belt.loop import Handlers
 from understudy.errors import disk_full
+from understudy.plan import Plan
+from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
+from understudy.store.plans import Plans, put_datasets
 
 
 @dataclass(frozen=True)
 class Datagen:
-    """The station at the head of the belt."""
+    """The station at the head of the belt; several threads may be in it, each with another run."""
 
     store: ArtifactStore
+    plans: Plans
     pools: Pools
     builder: Builder
 
     def make(self, request: RunRequested) -> Iterator[Message]:
-        """Make what is missing of the run's datasets; yields Progress, and TrainingRequested per variant at the end.
+        """Make what is missing of the run's datasets; yields Progress, and DatasetsMade at the end.
 
-        A dataset that an earlier delivery finished is not made again.
+        A dataset that an earlier delivery or generation finished is not made again.
         """
         try:
-            datasets = yield from self._datasets(request)
+            made = yield from self._datasets(request, self.plans.get(request.plan))
+            datasets = put_datasets(self.store, request.run, made)
         except OSError as error:
             raise disk_full(error, self.builder.work) or error from error
-        for variant in request.recipe.all_variants():
-            yield TrainingRequested(run=request.run, variant=variant, recipe=request.recipe, datasets=datasets)
+        yield DatasetsMade(
+            run=request.run,
+            generation=request.generation,
+            attempt=request.attempt,
+            plan=request.plan,
+            datasets=datasets,
+        )
 
-    def _datasets(self, request: RunRequested) -> Generator[Message, None, dict[str, Artifact]]:
-        recipe, say = request.recipe, partial(Progress, run=request.run, station="datagen")
-        keys = {each.name: f"runs/{request.run}/datasets/{each.name}" for each in wanted(recipe)}
-        made = {name: artifact for name, key in keys.items() if (artifact := self.store.find(key))}
-        if len(made) < len(keys):
-            pools: list[Pool] = []
-            for each in wanted(recipe):
-                pools.append((yield from self.pools.read(each, recipe.seed, say)))
+    def _datasets(self, request: RunRequested, plan: Plan) -> Generator[Message, None, dict[str, Artifact]]:
+        run, names = request.run, [each.name for each in wanted(plan)]
+        made = {name: there for name in names if (there := self.store.find(keys.dataset(run, name)))}
+        if len(made) < len(names):
+            say, pools = _Telling(request), []
+            for each in wanted(plan):
+                pools.append((yield from self.pools.read(each, plan.seed, say)))
+                say.before += pools[-1].read
             held_out = frozenset(candidate.key for pool in pools for candidate in pool.test)
             for pool in pools:
                 if (name := pool.wanted.name) not in made:
-                    folder = yield from self.builder.build(request.run, pool, held_out, recipe.seed, say)
-                    made[name] = self.store.put(keys[name], folder)
-                    self.builder.forget(request.run, name)
-        return {name: made[name] for name in keys}
+                    folder = yield from self.builder.build(run, pool, held_out, plan.seed, say)
+                    made[name] = self.store.put(keys.dataset(run, name), folder, linked=True)
+                    self.builder.forget(run, name)
+                say.before += pool.most
+            self.builder.forget(run)
+        return made
 
     def handlers(self) -> Handlers:
         """The service's table of contents."""
         return {RunRequested: self.make}
+
+
+@dataclass
+class _Telling:
+    """Makes the Progress of one message.
+
+    Its mark counts the rows read and written, those of datasets that were there already too: so it is the same in every
+    delivery, and a delivery that gets further is seen to.
+    """
+
+    request: RunRequested
+    before: int = 0
+    """Rows of all that was done before what is done now."""
+    mark: int = 0
+
+    def __call__(
+        self, step: str, done: int = 0, total: int = 0, figures: Mapping[str, float] | None = None
+    ) -> Progress:
+        self.mark = max(self.mark, self.before + done)
+        return Progress(
+            run=self.request.run,
+            generation=self.request.generation,
+            attempt=self.request.attempt,
+            station="datagen",
+            step=step,
+            done=done,
+            total=total,
+            figures=dict(figures or {}),
+            mark=self.mark,
+        )

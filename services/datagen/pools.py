@@ -19,11 +19,12 @@ from services.datagen.sources import HUB, Row, Source, Sources
 from services.datagen.splits import choose_test
 from understudy.belt.contracts import Progress
 from understudy.errors import Invalid
-from understudy.recipe import Dataset, Recipe, prompts_dataset
+from understudy.plan import Plan, prompts_dataset
+from understudy.recipe import Dataset
 from understudy.records import Rejected
 
 Say = Callable[..., Progress]
-"""`Progress` with run and station filled in."""
+"""(step, done, total, figures) -> `Progress` of the run; `done` are rows of what is being done just now."""
 PULSE = 0.5
 """Seconds between two words of progress."""
 CHECKED_ROWS = 50_000
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A dataset to make: one of the recipe's, or the prompts of a panel."""
+    """A dataset to make: one of the plan's, or the prompts of a panel."""
 
     name: str
     source: str
@@ -53,10 +54,10 @@ class Wanted:
         return self.dataset is not None and self.dataset.task == "classify"
 
 
-def wanted(recipe: Recipe) -> tuple[Wanted, ...]:
-    """All datasets of a run."""
-    datasets = [Wanted(name, dataset.source, dataset) for name, dataset in recipe.datasets.items()]
-    panels = recipe.evaluation.panels.items()
+def wanted(plan: Plan) -> tuple[Wanted, ...]:
+    """All datasets of a run; none when all its items need none."""
+    datasets = (Wanted(name, dataset.source, dataset) for name, dataset in plan.datasets.items())
+    panels = plan.panels.items()
     return (*datasets, *(Wanted(prompts_dataset(name), panel.prompts, None) for name, panel in panels if panel.prompts))
 
 
@@ -72,6 +73,13 @@ class Pool:
     labels: tuple[str, ...]
     """Classes, sorted; none unless `classify`."""
     test: list[Candidate]
+    read: int
+    """Rows of the source."""
+
+    @property
+    def most(self) -> int:
+        """Rows that the dataset has at most."""
+        return sum(self.wanted.counts().values()) or len(self.test)
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,14 @@ class Pools:
         step = f"{wanted.name}: reading"
         yield say(step=step)
         source, rows, sieve = self._open(wanted)
-        for count in paced(rows, sieve.take):
-            yield say(step=step, done=count)
+        read = 0
+        for read in paced(rows, sieve.take):
+            yield say(step=step, done=read)
         candidates = sieve.candidates()
         labels = self._labels(wanted, source, sieve, candidates)
         test = choose_test(candidates, wanted.counts(), seed) if wanted.dataset else candidates
         shown = source.name if source.name == wanted.source else f"{source.name} ({wanted.source})"
-        return Pool(wanted, shown, candidates, sieve.rejected, labels, test)
+        return Pool(wanted, shown, candidates, sieve.rejected, labels, test, read)
 
     def _open(self, wanted: Wanted) -> tuple[Source, Iterator[Row], Sieve]:
         source = self.sources.open(wanted.source)
@@ -145,13 +154,14 @@ class Pools:
 
 
 def paced(items: Iterable[T], do: Callable[[T], object]) -> Iterator[int]:
-    """Do something with every item; yields the count every `PULSE` seconds."""
-    due = time.monotonic() + PULSE
+    """Do something with every item; yields the count every `PULSE` seconds, and at the end."""
+    count, due = 0, time.monotonic() + PULSE
     for count, item in enumerate(items, start=1):
         do(item)
         if time.monotonic() >= due:
             yield count
             due = time.monotonic() + PULSE
+    yield count
 
 
 def reasons(rejected: Sequence[Rejected]) -> str:

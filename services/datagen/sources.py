@@ -8,15 +8,20 @@ or reject rows (`filters.py`).
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from services.datagen.tables import Reader, Table, read_csv, read_json, read_jsonl, read_parquet
 from understudy.errors import Invalid, Transient
+from understudy.hints import meant
+from understudy.interrupt import check
+from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 
 READERS: dict[str, Reader] = {
@@ -29,6 +34,7 @@ READERS: dict[str, Reader] = {
 }
 FILE_ID = re.compile(r"file-\w+")
 HUB = "hf:"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,12 @@ class Source:
 
         Raises `Invalid` at once when a required column is missing, and when there is no row.
         """
-        if missing := [column for column in required if column not in self.table.columns]:
+        there = self.table.columns
+        if missing := [column for column in required if column not in there]:
             raise Invalid(
                 f"{self.name} has no column {' or '.join(f'`{column}`' for column in missing)}",
-                f"It has {', '.join(f'`{column}`' for column in self.table.columns) or 'no columns at all'}"
-                f"{_nearest(missing[0], self.table.columns)}. Name yours under `columns:` in the recipe.",
+                f"It has {', '.join(f'`{column}`' for column in there) or 'no columns at all'}"
+                f"{meant(missing[0], there)}. Name yours under `columns:` in the recipe.",
             )
         return self._rows([*required, *optional])
 
@@ -81,9 +88,7 @@ class Sources:
         """Find `source` and read its header."""
         if source.startswith(HUB):
             return Source(source, _hub(source.removeprefix(HUB)))
-        path, name = self._uploaded(source) if FILE_ID.fullmatch(source) else (Path(source).expanduser(), source)
-        if not path.is_file():
-            raise Invalid(f"There is no file {name}", _looked_in(path))
+        path, name = self._uploaded(source) if FILE_ID.fullmatch(source) else (_local(source), source)
         suffix = path.suffix.lower()
         if suffix not in READERS:
             raise Invalid(
@@ -100,7 +105,7 @@ class Sources:
         return Source(name, READERS[suffix](path, name, self.max_bytes if suffix == ".parquet" else self.max_line))
 
     def _uploaded(self, file_id: str) -> tuple[Path, str]:
-        artifact = self.store.find(f"files/{file_id}")
+        artifact = self.store.find(keys.file(file_id))
         if artifact is None:
             raise Invalid(
                 f"There is no uploaded file {file_id}", "Upload it with POST /v1/files and use the id that it returns."
@@ -121,7 +126,7 @@ def _hub(name: str) -> Table:
         )
     datasets.disable_progress_bars()
     try:
-        splits = datasets.load_dataset(repository, revision=revision or None)
+        splits = _awaited(lambda: datasets.load_dataset(repository, revision=revision or None))
     except ConnectionError as error:
         raise Transient(f"The Hugging Face hub did not answer for `{repository}`: {error}") from error
     except Exception as error:  # the library raises a dozen unrelated types for data that it cannot load
@@ -154,14 +159,32 @@ def _text(value: object) -> str:
             return str(value)
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word.lower(), [column.lower() for column in known], n=1)
-    return next((f" (did you mean `{column}`?)" for column in known if close and column.lower() == close[0]), "")
+def _local(source: str) -> Path:
+    """A file on this machine."""
+    try:
+        path = Path(source).expanduser()
+        if path.is_file():
+            return path
+        if path.parent.is_dir():
+            where = f"Looked at {path.absolute()}{meant(path.name, [entry.name for entry in path.parent.iterdir()])}."
+        else:
+            where = f"Looked at {path.absolute()}. That folder does not exist either."
+    except (OSError, RuntimeError) as error:  # no right to look, a name longer than any can be, a `~` of nobody
+        where = f"{error}."
+    raise Invalid(f"There is no file {source}", where)
 
 
-def _looked_in(path: Path) -> str:
-    where = f"Looked at {path.absolute()}."
-    if not path.parent.is_dir():
-        return f"{where} That folder does not exist either."
-    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"{where} Did you mean `{close[0]}`?" if close else where
+def _awaited(work: Callable[[], T]) -> T:
+    """What `work` returns. It cannot be interrupted, so it is left to itself when nobody waits for it any more."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="hub").start()
+    while not wait([result], timeout=0.2).done:
+        check()
+    return result.result()

@@ -2,7 +2,7 @@
 
 A candidate's place is the digest of seed and content, so the same text gets the same place in every dataset of a run.
 That, and `held_out`, keep the questions of one dataset's test out of the training rows of another made from the same
-source. Does not reject rows.
+source. Stops when `interrupt.check` says so. Does not reject rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from services.datagen.filters import Candidate
+from understudy.interrupt import check
 
 
 def choose_test(candidates: Sequence[Candidate], wanted: Mapping[str, int], seed: int) -> list[Candidate]:
@@ -71,4 +72,5 @@ def balanced(candidates: Sequence[Candidate], count: int, seed: int) -> list[Can
 
 
 def _place(candidate: Candidate, seed: int) -> bytes:
+    check()  # of millions of rows
     return hashlib.sha256(f"{seed}\0{candidate.key}".encode()).digest()

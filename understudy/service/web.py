@@ -25,6 +25,7 @@ class NotFound(Invalid):
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     """OpenAI's error object."""
     kind = "invalid_request_error" if status < 500 else "server_error"
+    message = message.encode(errors="replace").decode()  # JSON can spell half a surrogate pair, and nothing can send it
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status_code=status)
 
 

@@ -1,9 +1,11 @@
-"""datagen over HTTP: files as the unmodified `openai` SDK expects them, and recipes that are refused at once when they cannot work."""
+"""datagen over HTTP: files as the unmodified `openai` SDK expects them, recipes that are refused at once when they cannot
+work, and runs that are asked for, cancelled, taken up again and deleted."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +14,92 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from services.datagen import runs
 from services.datagen.bootstrap import build
 from services.datagen.settings import DatagenSettings
+from understudy.belt import contracts as c
+from understudy.belt import turns
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import RunRequested, decode
-from understudy.belt.folds.runs import Ledger
-from understudy.service.host import Kernel
+from understudy.plan import Plan
+from understudy.service.host import kernel
 from understudy.service.web import add_errors
-from understudy.testing import local_store
+from understudy.store import keys
 
 CSV = b"text,label\n" + b"".join(b"remark %d,%d\n" % (n, n % 2) for n in range(20))
+SHA = c.Artifact(sha256="0" * 64)
 
 
 class World:
-    """The service's routes on a real bus, store and ledger."""
+    """The service's routes on a real bus, store and reader."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reads: bool = True) -> None:
+        self.folder, self.stop = folder, threading.Event()
         self.bus = EmbeddedBus(folder / "bus")
-        self.ledger = Ledger(self.bus)
         base = folder / "models" / "seedling"
         base.mkdir(parents=True)
         (base / "config.json").write_text("{}")
         settings = DatagenSettings(data=folder, models=folder / "models", max_upload_bytes=100_000)
-        service = build(settings, Kernel(self.bus, local_store(folder), self.ledger))
+        self.kernel = kernel(settings, self.bus)
         app = FastAPI()
         add_errors(app)
-        app.include_router(service.router)
+        app.include_router(build(settings, self.kernel).router)
         self.http = TestClient(app, raise_server_exceptions=False)
+        self._thread = threading.Thread(target=self.kernel.reader.follow, args=(self.stop,))
+        if reads:
+            self._thread.start()
+            assert self.kernel.reader.caught_up.wait(5)
+
+    def close(self) -> None:
+        self.stop.set()
+        if self._thread.ident:
+            self._thread.join()
+        self.bus.close()
 
     def upload(self, name: str = "remarks.csv", content: bytes = CSV) -> str:
         answer = self.http.post("/v1/files", files={"file": (name, content)}, data={"purpose": "fine-tune"})
         assert answer.status_code == 200, answer.text
         return str(answer.json()["id"])
 
-    def run(self, source: str, attempt: str = "", **more: Any) -> Any:
+    def run(self, source: str, fresh: str = "", **more: Any) -> Any:
         recipe = {"name": "r", "datasets": {"remarks": {"source": source} | more}}
-        return self.http.post("/v1/runs", json={"recipe": recipe, "attempt": attempt})
+        return self.http.post("/v1/runs", json={"recipe": recipe, "fresh": fresh})
 
-    def requested(self) -> list[str]:
-        return [decode(record.value).run for record in self.bus.replay(["run-requested"]) if record]
+    def cancel(self, run: str, item: str | None = None) -> Any:
+        return self.http.post(f"/v1/runs/{run}/cancel", json={"item": item} if item else None)
+
+    def requested(self) -> list[tuple[str, int]]:
+        messages = self.messages("run-requested")
+        return [(message.run, message.generation) for message in messages]
+
+    def messages(self, topic: str) -> list[Any]:
+        return [c.decode(record.value) for record in self.bus.replay([topic]) if record]
+
+    def publish(self, *messages: c.Message) -> None:
+        """On the bus, and read."""
+        self.bus.publish(*messages)
+        *_, last = (record for record in self.bus.replay([topic_of(messages[-1])]) if record)
+        self.kernel.reader.wait_for(last)
+
+    def close_run(self, run: str, *ends: c.Message, status: str = "finished") -> None:
+        """What the closer does once nothing of a run is on the belt."""
+        if ends:
+            self.publish(*ends)
+        book = self.kernel.control.book(run)
+        closed = {"run": run, "generation": max(1, book.reached), "status": status, "outcome": turns.outcome(book)}
+        self.publish(c.RunClosed.model_validate(closed))
+
+
+def topic_of(message: c.Message) -> str:
+    from understudy.belt.topics import topic_of
+
+    return topic_of(message).name
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
-    world.ledger.load()
     yield world
-    world.bus.close()
+    world.close()
 
 
 def error(answer: Any, status: int = 400) -> str:
@@ -139,33 +180,141 @@ def test_a_recipe_becomes_a_run_once(world: World) -> None:
     source = world.upload()
     first = world.run(source)
     assert first.status_code == 200, first.text
-    assert first.json()["status"] == "queued"
-    world.ledger.load()
-    again = world.run(source).json()
-    assert (again["id"], again["name"], again["status"], list(again["variants"])) == (
-        first.json()["id"],
-        "r",
-        "queued",
-        ["base", "remarks"],
-    )
-    afresh = world.run(source, attempt="2").json()
-    assert world.requested() == [first.json()["id"], afresh["id"]]
-    world.ledger.load()
-    assert world.http.get(f"/v1/runs/{afresh['id']}").json()["status"] == "queued"
-    listed = world.http.get("/v1/runs", params={"limit": 1}).json()
-    assert listed["object"] == "list"
-    assert listed["has_more"] is True
-    rest = world.http.get("/v1/runs", params={"after": listed["last_id"]}).json()
-    assert {listed["data"][0]["id"], rest["data"][0]["id"]} == set(world.requested())
+    state = first.json()
+    assert (state["object"], state["name"], state["status"], state["generation"]) == ("run", "r", "queued", 1)
+    assert {name: item["stage"] for name, item in state["items"].items()} == {"base": "waiting", "remarks": "waiting"}
+    assert world.run(source).json() == state == world.http.get(f"/v1/runs/{state['id']}").json()
+    afresh = world.run(source, fresh="2").json()
+    assert world.requested() == [(state["id"], 1), (afresh["id"], 1)]
     assert "There is no run `x`" in error(world.http.get("/v1/runs/x"), 404)
+    near = error(world.http.get(f"/v1/runs/{state['id'][:-1]}"), 404)
+    assert f"did you mean `{state['id']}`" in near
 
 
-def test_the_request_on_the_bus_is_the_recipe(world: World) -> None:
-    world.run(world.upload())
-    (record,) = (record for record in world.bus.replay(["run-requested"]) if record)
-    message = decode(record.value)
-    assert isinstance(message, RunRequested)
-    assert message.recipe.datasets["remarks"].task == "classify"
+def test_runs_are_listed_in_pages(world: World) -> None:
+    source = world.upload()
+    made = [world.run(source, fresh=str(n)).json()["id"] for n in range(5)]
+    listed = world.http.get("/v1/runs", params={"limit": 2}).json()
+    assert (listed["object"], [run["id"] for run in listed["data"]], listed["has_more"]) == ("list", made[:2:-1], True)
+    assert "items" not in listed["data"][0]
+    assert listed["data"][0]["stages"] == {"waiting": 2}
+    rest = world.http.get("/v1/runs", params={"after": listed["last_id"]}).json()
+    assert ([run["id"] for run in rest["data"]], rest["has_more"]) == (made[2::-1], False)
+    oldest = world.http.get("/v1/runs", params={"limit": 1, "order": "asc"}).json()
+    assert [run["id"] for run in oldest["data"]] == made[:1]
+    assert "nothing with the id `x`" in error(world.http.get("/v1/runs", params={"after": "x"}), 404)
+
+
+def test_what_is_on_the_bus_is_the_plan(world: World) -> None:
+    run = world.run(world.upload(), task="classify").json()["id"]
+    (message,) = world.messages("run-requested")
+    planned: Plan = world.kernel.plans.get(message.plan)
+    assert world.kernel.store.find(keys.plan(run)) == message.plan
+    assert planned.datasets["remarks"].task == "classify"
+    assert [item.name for item in planned.items] == ["base", "remarks"]
+    assert planned.bases[0].fingerprint
+
+
+def test_a_run_that_is_over_is_taken_up_again_unless_all_came_through(world: World) -> None:
+    source = world.upload()
+    run = world.run(source).json()["id"]
+    plan = world.messages("run-requested")[0].plan
+    made = c.DatasetsMade(run=run, plan=plan, datasets=SHA)
+    scored = c.ItemScored(run=run, item="base", scores=SHA)
+    world.publish(made)
+    assert world.run(source).json()["status"] == "running"
+    world.close_run(run, scored, c.ItemFailed(run=run, item="remarks", station="trainer", reason="too hot"))
+    state = world.http.get(f"/v1/runs/{run}").json()
+    assert (state["status"], state["items"]["remarks"]["reason"]) == ("finished", "too hot")
+
+    (world.folder / "models/seedling/config.json").write_text('{"changed": 1}')  # a new plan would be another one
+    again = world.run(source).json()
+    assert (again["status"], again["generation"]) == ("queued", 2)
+    assert again["items"]["base"]["stage"] == "scored", "what came through stays"
+    assert world.run(source).json() == again, "it runs already"
+    assert world.requested() == [(run, 1), (run, 2)]
+    assert world.messages("run-requested")[1].plan == plan, "with the plan it began with"
+
+    world.publish(made.model_copy(update={"generation": 2}))
+    world.close_run(run, c.ItemScored(run=run, generation=2, item="remarks", scores=SHA))
+    assert world.run(source).json()["status"] == "finished"
+    assert len(world.requested()) == 2, "complete: nothing to do"
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'{"item": null}'])
+def test_a_run_is_cancelled_and_can_be_taken_up_again(world: World, body: bytes) -> None:
+    source = world.upload()
+    run = world.run(source).json()["id"]
+    answer = world.http.post(f"/v1/runs/{run}/cancel", content=body)
+    assert answer.status_code == 200, answer.text
+    assert {item["stage"] for item in answer.json()["items"].values()} == {"cancelled"}
+    (wish,) = world.messages("run-control")
+    assert (wish.run, wish.generation, wish.item) == (run, 1, None)
+    world.close_run(run, status="cancelled")
+    assert world.cancel(run).json()["status"] == "cancelled"
+    assert len(world.messages("run-control")) == 1, "nothing is wished of a run that is over"
+    again = world.run(source).json()
+    assert (again["generation"], again["items"]["base"]["stage"]) == (2, "waiting")
+
+
+def test_one_item_is_cancelled_twice_and_from_two_places(world: World) -> None:
+    run = world.run(world.upload()).json()["id"]
+    with ThreadPoolExecutor(2) as places:
+        answers = list(places.map(lambda _: world.cancel(run, "remarks"), range(4)))
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        stages = {name: item["stage"] for name, item in answer.json()["items"].items()}
+        assert stages == {"base": "waiting", "remarks": "cancelled"}
+
+
+def test_what_is_not_there_cannot_be_cancelled(world: World) -> None:
+    run = world.run(world.upload()).json()["id"]
+    assert f"did you mean `{run}`" in error(world.cancel(run[:-2]), 404)
+    assert f"Run `{run}` has no item `remark` (did you mean `remarks`?)" in error(world.cancel(run, "remark"), 404)
+    assert "variant: Extra inputs" in error(world.http.post(f"/v1/runs/{run}/cancel", json={"variant": "x"}))
+    assert "not JSON" in error(world.http.post(f"/v1/runs/{run}/cancel", content=b"{"))
+    assert world.messages("run-control") == []
+
+
+def test_a_run_is_deleted_with_all_it_made_and_can_begin_anew(world: World) -> None:
+    source = world.upload()
+    run = world.run(source).json()["id"]
+    with world.kernel.store.draft() as folder:
+        (folder / "train.jsonl").write_bytes(b"x" * 5000)
+        world.kernel.store.put(keys.dataset(run, "remarks"), folder)
+    world.publish(c.DatasetsMade(run=run, plan=world.messages("run-requested")[0].plan, datasets=SHA))
+    assert world.http.get(f"/v1/runs/{run}").json()["status"] == "running", "it need not be over"
+    answer = world.http.delete(f"/v1/runs/{run}").json()
+    assert answer.pop("freed_bytes") > 5000
+    assert answer == {"id": run, "object": "run", "deleted": True}
+    assert "There is no run" in error(world.http.get(f"/v1/runs/{run}"), 404)
+    assert "There is no run" in error(world.http.delete(f"/v1/runs/{run}"), 404)
+    assert world.http.get("/v1/runs").json()["data"] == []
+    assert world.kernel.store.find(keys.plan(run)) is None
+    assert world.kernel.store.find(keys.dataset(run, "remarks")) is None
+    again = world.run(source).json()
+    assert (again["id"], again["generation"], again["status"]) == (run, 2, "queued")
+    assert world.kernel.store.find(keys.plan(run))
+
+
+def test_the_log_of_a_run_tells_what_happened_and_what_a_training_said(world: World) -> None:
+    run = world.run(world.upload()).json()["id"]
+    world.publish(c.ItemFailed(run=run, item="remarks", station="trainer", reason="the loss is\nnot a number"))
+    with world.kernel.store.draft() as folder:
+        (folder / "train.log").write_text("".join(f"step {n}\n" for n in range(300)))
+        world.kernel.store.put(keys.training_log(run, "remarks"), folder)
+    answer = world.http.get(f"/v1/runs/{run}/logs")
+    assert answer.headers["content-type"].startswith("text/plain")
+    told = answer.text.splitlines()
+    assert told[0].endswith("the run: asked for: 2 items on seedling")
+    assert told[1].endswith("remarks: failed at trainer: the loss is not a number")
+    assert told[2:4] == ["", "--- the end of what the training of remarks said"]
+    assert told[4:] == [f"step {n}" for n in range(100, 300)]
+    base = world.http.get(f"/v1/runs/{run}/logs", params={"item": "base"}).text
+    assert "asked for" in base
+    assert "remarks" not in base
+    assert "did you mean `remarks`" in error(world.http.get(f"/v1/runs/{run}/logs", params={"item": "remark"}), 404)
+    assert "There is no run" in error(world.http.get("/v1/runs/x/logs"), 404)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +349,41 @@ def test_missing_things_are_heard_at_once(world: World) -> None:
     assert "more than" in error(world.http.post("/v1/runs", content=b" " * 600_000))
 
 
-def test_no_run_is_accepted_before_the_log_is_read(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    assert "still reading the log" in error(world.run(world.upload()), 503)
+def test_nothing_is_decided_before_the_log_is_read(tmp_path: Path) -> None:
+    world = World(tmp_path, reads=False)
+    answers = [
+        world.run(world.upload()),
+        world.cancel("x"),
+        world.http.delete("/v1/runs/x"),
+        world.http.get("/v1/runs/x"),
+    ]
+    for answer in answers:
+        assert "still reading the log" in error(answer, 503)
     assert world.requested() == []
-    world.bus.close()
+    world.close()
+
+
+def test_a_reader_that_stands_still_is_told_and_asking_again_does_no_harm(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    world.stop.set()
+    world._thread.join()
+    source = world.upload()
+    for _ in range(2):
+        assert "is on the bus, but was not read from it" in error(world.run(source), 503)
+    (run, _), again = world.requested()
+    assert again == (run, 1)
+
+
+def test_a_plan_that_is_too_large_is_refused(world: World) -> None:
+    source = world.upload()
+    variants = {f"v{n}": {"train": "d"} for n in range(200)}
+    recipe = {"datasets": {"d": {"source": source}}, "variants": variants, "seeds": 10}
+    answer = world.http.post("/v1/runs", json={"recipe": recipe})
+    assert "asks for 2,001 items, at most 2,000 are taken" in error(answer)
+
+
+def test_a_document_that_is_no_text_is_refused(world: World) -> None:
+    for body in (b'{"recipe": {"\\ud800": 1}}', b'{"recipe": {"datasets": {"d": {"source": "\\ud800.csv"}}}}', b"\xff"):
+        error(world.http.post("/v1/runs", content=body))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,18 @@ from services.datagen.generate import Writer, Written
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
-from understudy.belt.contracts import Progress, RunRequested
+from understudy.belt import requests
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import DatasetsMade, Progress, RunRequested, decode
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
+from understudy.belt.loop import Lane, Loop
 from understudy.errors import Invalid, Transient
+from understudy.plan import Plan, PlannedBase, make
 from understudy.recipe import Generator, parse
 from understudy.records import SPLITS, Example, Rejected, read_jsonl
+from understudy.store.artifacts import ArtifactStore
+from understudy.store.plans import Plans, put_plan
 from understudy.testing import drain, local_store
 
 LABELS = ("negative", "positive")
@@ -49,6 +58,9 @@ class Endpoint:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     delay: float = 0.0
     always: Any = None
+    answers: float = float("inf")
+    """So many requests are answered; the others wait until who asked hangs up."""
+    waiting: int = 0
 
     async def answer(self, request: Request) -> Response:
         import asyncio
@@ -59,6 +71,13 @@ class Endpoint:
         self.bodies.append(body)
         self.asked[text] += 1
         await asyncio.sleep(self.delay)
+        if self.answers <= 0:
+            self.waiting += 1
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.02)
+            self.waiting -= 1
+            return Response()
+        self.answers -= 1
         fault = self.always if self.always is not None else self.faults[text].pop(0) if self.faults.get(text) else good
         if isinstance(fault, int):
             return JSONResponse({"error": {"message": f"status {fault}"}}, fault, {"retry-after-ms": "1"})
@@ -94,14 +113,13 @@ def writer(endpoint: Endpoint, work: Path, **more: Any) -> Writer:
     return Writer(Generator(kind="llm", model="m", base_url=endpoint.url, **more), LABELS, 17, work / "written.jsonl")
 
 
+def report(done: int, total: int, figures: dict[str, float]) -> Progress:
+    return Progress(run="r", station="datagen", step="s", done=done, total=total, figures=figures)
+
+
 def run(job: Writer, asked: list[tuple[str, Candidate]]) -> tuple[list[Written], list[Progress]]:
     said: list[Progress] = []
-    steps = job.write(
-        asked,
-        lambda done, total, figures: Progress(
-            run="r", station="datagen", step="s", done=done, total=total, figures=figures
-        ),
-    )
+    steps = job.write(asked, report)
     while True:
         try:
             said.append(next(steps))
@@ -214,23 +232,122 @@ def test_kill_9_pays_again_only_for_rows_under_way(endpoint: Endpoint, tmp_path:
     assert len({json.loads(line)["id"] for line in (tmp_path / "written.jsonl").read_text().splitlines()}) == 40
 
 
-def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason(
+def until(met: Callable[[], object], seconds: float = 10) -> float:
+    """How long it took."""
+    began = time.monotonic()
+    while not met() and time.monotonic() < began + seconds:
+        time.sleep(0.01)
+    assert met()
+    return time.monotonic() - began
+
+
+def test_who_stops_waiting_hangs_up_at_once_and_answered_rows_are_kept(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.answers = 12
+    steps = writer(endpoint, tmp_path, concurrency=8).write(rows(40), report)
+    while endpoint.waiting < 8:
+        next(steps)
+    began = time.monotonic()
+    steps.close()
+    assert time.monotonic() - began < 1
+    assert until(lambda: endpoint.waiting == 0) < 1, "all eight connections are closed"
+    kept = dict(endpoint.answered)
+    assert len(kept) == 12
+    endpoint.answers = float("inf")
+    written, said = run(writer(endpoint, tmp_path, concurrency=8), rows(40))
+    assert all(line.instruction for line in written)
+    assert [endpoint.asked[text] for text in kept] == [1] * 12, "what was paid for is not asked again"
+    assert said[0].done >= 12
+
+
+def test_a_name_that_is_being_looked_up_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def lookup(*_: object, **__: object) -> list[Any]:
+        asked.set()
+        over.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    steps = writer(Endpoint("http://model.example/v1"), tmp_path).write(rows(2), report)
+    while not asked.is_set():
+        next(steps)
+    began = time.monotonic()
+    steps.close()
+    over.set()
+    assert time.monotonic() - began < 2
+
+
+def test_cancelled_on_the_belt_all_requests_end_within_two_seconds_and_the_next_generation_goes_on(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"text {n},{LABELS[n % 2]}\n" for n in range(40)))
-    endpoint.faults = {"text 7": ["no"] * 3}
-    generator = {"kind": "llm", "model": "m", "base_url": endpoint.url}
+    """Four runs side by side on a real bus: one that waits for a model is cancelled, the others go on."""
+    endpoint.answers = 10
+    bus, store, stop = EmbeddedBus(tmp_path / "bus"), local_store(tmp_path), threading.Event()
+    control = Control()
+    reader = Reader(bus, [control])
+    lane = Lane("datagen", datagen(tmp_path, store).handlers(), width=4)
+    loop = Loop(bus, lane, control, ready=reader.caught_up.wait, stop=stop)
+    threads = [threading.Thread(target=loop.run), threading.Thread(target=reader.follow, args=(stop,))]
+
+    def made() -> set[tuple[str, int]]:
+        messages = [decode(record.value) for record in bus.replay(["run-control"]) if record]
+        return {(each.run, each.generation) for each in messages if isinstance(each, DatasetsMade)}
+
+    for thread in threads:
+        thread.start()
+    try:
+        asking = plan(endpoint, tmp_path)
+        requests.begin(bus, store, "asking", asking)
+        until(lambda: endpoint.waiting == 16)
+        others = {f"other-{n}" for n in range(3)}
+        for name in others:
+            requests.begin(bus, store, name, plan(endpoint, tmp_path, kind="template"))
+        until(lambda: made() == {(name, 1) for name in others})
+        assert endpoint.waiting == 16, "what is slow holds up nobody"
+
+        requests.cancel(bus, "asking", generation=1)
+        assert until(lambda: endpoint.waiting == 0 and bus.lag("datagen")["run-requested"] == 0) < 2
+        assert ("asking", 1) not in made()
+        kept = dict(endpoint.answered)
+        endpoint.answers = float("inf")
+        requests.begin(bus, store, "asking", asking, generation=2)
+        until(lambda: ("asking", 2) in made())
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        bus.close()
+    assert len(kept) == 10
+    assert [endpoint.asked[text] for text in kept] == [1] * 10
+
+
+def datagen(folder: Path, store: ArtifactStore) -> Datagen:
+    pools = Pools(Sources(store, max_bytes=1 << 20), max_text_chars=500, max_labels=5)
+    return Datagen(store, Plans(store), pools, Builder(folder / "work" / "datagen" / "0", llm_tries=3))
+
+
+def plan(endpoint: Endpoint, folder: Path, kind: str = "llm") -> Plan:
+    """Of forty rows, `text 0` and so on, each label in turn."""
+    if not (folder / "t.csv").exists():
+        (folder / "t.csv").write_text("text,label\n" + "".join(f"text {n},{LABELS[n % 2]}\n" for n in range(40)))
     dataset = {
-        "source": str(tmp_path / "t.csv"),
-        "generator": generator,
+        "source": str(folder / "t.csv"),
+        "generator": {"kind": kind, "model": "m", "base_url": endpoint.url},
         "rows": {"train": 20, "validation": 10, "test": 10},
     }
     asked = parse({"datasets": {"d": dataset}}, "the test")
+    return make(asked, lambda base: PlannedBase(name=base, reference=base))
+
+
+def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    endpoint.faults = {"text 7": ["no"] * 3}
     store = local_store(tmp_path)
-    pools = Pools(Sources(store, max_bytes=1 << 20), max_text_chars=500, max_labels=5)
-    datagen = Datagen(store, pools, Builder(tmp_path / "work", llm_tries=3))
-    output = drain(datagen.make(RunRequested(run="r", recipe=asked)))[0]
-    folder = store.fetch(output.datasets["d"])  # type: ignore[attr-defined]
+    asked = RunRequested(run="r", plan=put_plan(store, "r", plan(endpoint, tmp_path)), name="r", items=2)
+    (output,) = drain(datagen(tmp_path, store).make(asked))
+    assert isinstance(output, DatasetsMade)
+    folder = store.fetch(Plans(store).datasets(output.datasets)["d"])
     made = [row for split in SPLITS for row in read_jsonl(folder / f"{split}.jsonl", Example)]
     assert len(made) == 39
     places = Counter(row.prompt[0].content.startswith("text") for row in made)
@@ -240,4 +357,4 @@ def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason
     (lost,) = read_jsonl(folder / "rejected.jsonl", Rejected)
     assert (lost.row, lost.content) == (7, "text 7")
     assert lost.reason.startswith("no usable instruction after 3 tries")
-    assert not (tmp_path / "work" / "r" / "d").exists(), "what was paid for is in the store now"
+    assert not list((tmp_path / "work" / "datagen" / "0").iterdir()), "what was paid for is in the store now"

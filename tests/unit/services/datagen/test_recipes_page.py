@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from understudy import recipe
+from understudy import plan, recipe
 
 PAGE = (Path(__file__).resolve().parents[4] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -51,6 +51,18 @@ def test_the_page_tells_every_key_and_its_default(heading: str) -> None:
     for key, field in fields.items():
         if (heading, key) != ("Top level", "variants"):  # its default is computed from the datasets
             assert said[key][0] == default(field), key
+
+
+def test_the_page_names_items_as_plans_do_and_bounds_as_they_are() -> None:
+    asked = recipe.parse(
+        {"base": ["small", "large"], "seeds": 2, "datasets": {"d": {"source": "d.csv"}}}
+        | {"variants": {"variant": {"train": "d"}}},
+        "the test",
+    )
+    planned = plan.make(asked, lambda base: plan.PlannedBase(name=base, reference=base))
+    assert "`variant.seed17@base`" in PAGE
+    assert [item.name for item in planned.items][:3] == ["base@small", "variant.seed17@small", "variant.seed18@small"]
+    assert f"At most {plan.MOST_ITEMS:,} items" in PAGE
 
 
 def test_no_section_of_the_recipe_is_left_out() -> None:

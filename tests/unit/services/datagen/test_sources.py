@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +14,8 @@ import pytest
 
 from services.datagen.files import Files
 from services.datagen.sources import Row, Sources
-from understudy.errors import Invalid
+from understudy.errors import Invalid, Transient
+from understudy.interrupt import Interrupted, interruptible
 from understudy.testing import local_store
 
 ROWS = [{"text": 'Größe: "gut", €5', "label": 1}, {"text": "line one\nline two", "label": 0}]
@@ -117,7 +120,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path: Path, sources: Sources) -> None:
     write(tmp_path / "tweets.csv", "text\na\n")
-    with pytest.raises(Invalid, match=r"There is no file .*twets\.csv.*Did you mean `tweets\.csv`"):
+    with pytest.raises(Invalid, match=r"There is no file .*twets\.csv.*did you mean `tweets\.csv`"):
         sources.open(str(tmp_path / "twets.csv"))
     with pytest.raises(Invalid, match="folder does not exist"):
         sources.open(str(tmp_path / "nowhere" / "tweets.csv"))
@@ -149,6 +152,34 @@ def test_a_hub_dataset_is_read_and_must_be_pinned(
     ]
     with pytest.raises(Invalid, match=r"carries no revision.*hf:owner/name@<commit>"):
         sources.open("hf:owner/name")
+
+
+def test_who_waits_for_the_hub_can_be_told_to_stop(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    stop, asked, over = threading.Event(), threading.Event(), threading.Event()
+
+    def load(*_: object, **__: object) -> None:
+        asked.set()
+        over.wait(30)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    threading.Timer(0.5, stop.set).start()
+    began = time.monotonic()
+    with interruptible(stop), pytest.raises(Interrupted):
+        sources.open("hf:owner/name@abc")
+    assert asked.is_set()
+    assert time.monotonic() - began < 1.5
+    over.set()
+    with pytest.raises(Transient, match="did not answer for `owner/name`: gone"):
+        sources.open("hf:owner/name@abc")
+
+
+def test_what_no_file_can_be_called_is_told_like_a_missing_one(sources: Sources) -> None:
+    for source in ("x" * 300 + ".csv", "~nobody-of-that-name/t.csv", "a\0b.csv"):
+        with pytest.raises(Invalid, match="There is no file"):
+            sources.open(source)
 
 
 def test_real_files_are_read_whole(real_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""What the door of runs does: takes up, cancels, deletes and looks at runs.
+
+    desk = Desk(kernel, pools, models)
+    state = desk.begin(document, fresh="")
+
+A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. What was asked for is on the
+bus, and in what everybody here is shown, when a method returns. All methods block; several replicas may do the same at
+the same time. Holds no state and knows no HTTP (`api.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.datagen.pools import Pools, wanted
+from understudy import bases, plan, recipe
+from understudy.belt import history, requests
+from understudy.belt.folds.runs import OVER, RunState, RunSummary
+from understudy.errors import Transient
+from understudy.hints import meant, nearest
+from understudy.service.host import Kernel
+from understudy.service.web import NotFound, no_such_place
+from understudy.store import keys
+
+PATIENCE = 2.0
+"""Seconds in which what was published must have been read again."""
+MOST_KNOWN = 100
+"""Runs, the newest, among which the one that was meant is looked for."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Runs, as users ask for them."""
+
+    kernel: Kernel
+    pools: Pools
+    models: Path
+    """Folder of bundled base models."""
+
+    def begin(self, document: object, fresh: str = "") -> RunState:
+        """The run that a recipe asks for: a new one, one that is there, or one that failed or was cancelled and goes on.
+
+        Raises `Invalid` when the recipe, a base or a source is wrong.
+        """
+        self._caught_up()  # else a run of earlier would be put on the bus once more
+        parsed = recipe.parse(document, "the recipe")
+        run, runs, store = parsed.run_id(fresh), self.kernel.runs, self.kernel.store
+        state = runs.get(run)
+        if state and (state.status not in OVER or _complete(state)):
+            return state
+        generation = 1 + (state.generation if state else runs.deleted(run))
+        before = store.find(keys.plan(run))
+        planned = self.kernel.plans.get(before) if before else plan.make(parsed, self._planned)
+        if state is None:
+            for each in wanted(planned):
+                self.pools.check(each)
+        requests.begin(self.kernel.bus, store, run, planned, generation)
+        return self._once(run, lambda state: state.generation >= generation)
+
+    def cancel(self, run: str, item: str | None = None) -> RunState:
+        """Wish that a run, or one of its items, ends; nothing happens to a run that is over. Raises `NotFound`."""
+        self._caught_up()  # else the wish might be about an earlier generation
+        state = self._of(run, item)
+        if state.status in OVER:
+            return state
+        requests.cancel(self.kernel.bus, run, state.generation, item)
+        control = self.kernel.control
+        return self._once(run, lambda _: control.book(run).cancels(item or "", state.generation))
+
+    def delete(self, run: str) -> int:
+        """Forget a run, also one that is not over; returns how many bytes of the store that freed. Raises `NotFound`."""
+        self._caught_up()
+        state, runs = self.get(run), self.kernel.runs
+        freed = requests.delete(self.kernel.bus, self.kernel.store, run, state.generation)
+        _until(lambda: runs.deleted(run) >= state.generation)
+        return freed
+
+    def get(self, run: str) -> RunState:
+        """One run; raises `NotFound`."""
+        if state := self.kernel.runs.get(run):
+            return state
+        self._caught_up()
+        newest, _ = self.kernel.runs.page(None, MOST_KNOWN) or ([], False)
+        near = meant(run, [known.id for known in newest])
+        raise NotFound(f"There is no run `{run}`{near}", "GET /v1/runs lists those that exist.")
+
+    def page(self, after: str | None, limit: int, newest_first: bool) -> tuple[list[RunSummary], bool]:
+        """At most `limit` runs behind the one called `after`, and whether there are more; raises `NotFound`."""
+        found = self.kernel.runs.page(after, limit, newest_first)
+        if found is None:
+            self._caught_up()
+            raise no_such_place(str(after))
+        return found
+
+    def logs(self, run: str, item: str | None = None) -> str:
+        """What happened to a run, or to one of its items, a line for each event. Raises `NotFound`."""
+        self._of(run, item)
+        return "\n".join(history.told(self.kernel.bus, self.kernel.store, run, item)) + "\n"
+
+    def _of(self, run: str, item: str | None) -> RunState:
+        """A run that has that item."""
+        state = self.get(run)
+        if item is not None and item not in state.items:
+            raise NotFound(f"Run `{run}` has no item `{item}`{nearest(item, state.items)}")
+        return state
+
+    def _planned(self, base: str) -> plan.PlannedBase:
+        return bases.planned(base, self.models)
+
+    def _caught_up(self) -> None:
+        if not self.kernel.reader.caught_up.is_set():
+            raise Transient("This service is still reading the log", "Try again in a moment.")
+
+    def _once(self, run: str, shows: Callable[[RunState], bool]) -> RunState:
+        """The state of a run as soon as it shows what was just published."""
+        if not _until(lambda: (state := self.kernel.runs.get(run)) is not None and shows(state)):
+            raise Transient(
+                f"What was asked of run `{run}` is on the bus, but was not read from it within {PATIENCE:g} s",
+                "Look at the run, or ask again: that does no harm.",
+            )
+        return self.get(run)
+
+
+def _complete(state: RunState) -> bool:
+    return all(item.stage in ("scored", "served") for item in state.items.values())
+
+
+def _until(met: Callable[[], bool]) -> bool:
+    """Whether that came about in time."""
+    deadline = time.monotonic() + PATIENCE
+    while not met():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
