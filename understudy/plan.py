@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -168,8 +167,3 @@ def _places(bases: tuple[PlannedBase, ...]) -> list[str]:
 def features(training: Training) -> dict[Station, tuple[str, ...]]:
     """What a training asks of a station beyond what every one has ever had."""
     return {"trainer": ("nf4",)} if training.quantize == "nf4" else {}
-
-
-def write(plan: Plan, folder: Path) -> None:
-    """Put `plan.json` into `folder`."""
-    (folder / FILE).write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")

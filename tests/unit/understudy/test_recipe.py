@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 from understudy import recipe
 from understudy.errors import Invalid
@@ -21,7 +23,7 @@ def refused(change: dict[str, object]) -> str:
 
 
 def test_a_source_is_all_a_recipe_needs() -> None:
-    assert recipe.parse(MINIMAL, "r.yaml").all_variants() == ("base", "d")
+    assert list(recipe.parse(MINIMAL, "r.yaml").trained()) == ["d"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
@@ -34,6 +36,10 @@ def test_an_unknown_key_names_itself_and_the_nearest() -> None:
     assert "unknown key `trainning`" in said
     assert "did you mean `training`" in said
     assert "r.yaml" in said
+    assert "did you mean `training`" in refused({"TRAINING": {}})
+    assert "unknown key `datasets.d.rows.tests` (did you mean `test`?)" in refused(
+        {"datasets": {"d": {"source": "d.csv", "rows": {"tests": 5}}}}
+    )
 
 
 def test_a_nested_mistake_names_its_place() -> None:
@@ -65,6 +71,32 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, says: str) -> 
         recipe.load(tmp_path / "missing.yaml")
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (
+            {"learning_rat": 1e-3},
+            "r.yaml: unknown key `variants.v.training.learning_rat` (did you mean `learning_rate`?)",
+        ),
+        ({"lora": {"r": 7}}, "r.yaml: `variants.v.training.lora.r`: "),
+        ({"lora": {"rank": 8}}, "unknown key `variants.v.training.lora.rank`"),
+        ({"lora": None}, "`variants.v.training.lora`: "),
+        ({"epochs": float("nan")}, "`variants.v.training.epochs`: "),
+        ([1], "`variants.v.training`: "),
+    ],
+)
+def test_a_variants_own_training_is_as_strict_as_that_of_all_and_names_its_place(own: object, said: str) -> None:
+    assert said in refused({"variants": {"u": {"train": "d"}, "v": {"train": "d", "training": own}}})
+
+
+def test_bases_and_seeds_have_bounds() -> None:
+    assert "`base" in refused({"base": []})
+    assert "`base" in refused({"base": ["b"] * 9})
+    assert "`seeds`" in refused({"seeds": 0})
+    assert "`seeds`" in refused({"seeds": 17})
+    assert recipe.parse(MINIMAL | {"base": "b"}, "r").bases() == recipe.parse(MINIMAL | {"base": ["b"]}, "r").bases()
+
+
 def test_stages() -> None:
     parsed = recipe.parse(
         {"datasets": {"a": {"source": "a.csv"}, "b": {"source": "b.csv"}}}
@@ -82,9 +114,79 @@ def test_stages() -> None:
     assert parsed.variants["seq"].stages() == ({"a": 1.0}, {"a": 1.0, "b": 1.0})
 
 
+FULL: dict[str, Any] = {
+    "name": "r",
+    "base": ["x", "y"],
+    "datasets": {
+        "d": {"source": "file-1", "labels": {0: "no", 1: "yes"}, "columns": {"text": "t"}, "rows": {"train": 5}},
+        "e": {"source": "file-2", "generator": {"kind": "llm", "model": "m"}},
+    },
+    "variants": {"v": {"train": {"d": 2, "e": 1}}, "w": {"train": "e", "training": {"lora": {"r": 16}}}},
+    "training": {"epochs": 2, "lora": {"r": 32}},
+    "evaluation": {"panels": {"p": {"dataset": "d", "metrics": ["f1"]}}},
+}
+
+
+def run_id(document: dict[str, Any]) -> str:
+    return recipe.parse(document, "r").run_id()
+
+
 def test_the_run_id_is_the_same_for_the_same_recipe_and_differs_otherwise() -> None:
-    first = recipe.parse(MINIMAL, "r")
-    again = recipe.parse(yaml.safe_load(yaml.safe_dump(first.model_dump(mode="json"))), "r")
-    assert first.run_id() == again.run_id()
+    first = recipe.parse(FULL, "r")
+    again = recipe.parse(yaml.safe_load(yaml.safe_dump(first.written(), sort_keys=False)), "r")
+    assert first.run_id() == again.run_id() == run_id(FULL)
+    assert first.run_id().startswith("r-")
     assert first.run_id() != first.run_id("2")
-    assert first.run_id() != recipe.parse(MINIMAL | {"seed": 18}, "r").run_id()
+    assert first.run_id() != run_id(FULL | {"seed": 18})
+    assert first.run_id() != run_id(FULL | {"training": {"epochs": 2, "lora": {"r": 16}}})
+    assert first.run_id() != run_id(FULL | {"datasets": FULL["datasets"] | {"e": {"source": "file-3"}}}), "another file"
+
+
+def test_the_order_of_variants_makes_another_run_and_that_of_other_keys_does_not() -> None:
+    """The first variant sets the budget of the others."""
+    turned = dict(reversed(FULL["variants"].items()))
+    assert run_id(FULL) != run_id(FULL | {"variants": turned})
+    assert run_id(FULL) == run_id(dict(reversed(FULL.items())))
+    two = {"datasets": {"a": {"source": "a.csv"}, "b": {"source": "b.csv"}}}
+    assert run_id(two) != run_id({"datasets": dict(reversed(two["datasets"].items()))}), "each is a variant here"
+
+
+class Watching(recipe.Section):
+    """A section that recipes may have one day."""
+
+    every: int = 5
+
+
+class LaterLora(recipe.Lora):
+    alpha: int = 64
+    bias: str = "none"
+
+
+class LaterTraining(recipe.Training):
+    lora: LaterLora = LaterLora()
+    batch_size: int = 8
+    watching: Watching = Watching()
+
+
+class LaterDataset(recipe.Dataset):
+    cache: bool = True
+
+
+class LaterRecipe(recipe.Recipe):
+    """The recipe of a later version: more keys with defaults, also further down, and other defaults."""
+
+    seed: int = 18
+    datasets: dict[recipe.Name, LaterDataset]  # type: ignore[assignment]
+    training: LaterTraining = LaterTraining()
+    owner: str = ""
+    watching: Watching = Field(default_factory=Watching)
+
+
+@pytest.mark.parametrize("document", [MINIMAL, FULL], ids=["minimal", "full"])
+def test_the_run_id_outlives_new_keys_and_other_defaults(document: dict[str, Any]) -> None:
+    now, later = recipe.parse(document, "r"), LaterRecipe.model_validate(document, extra="forbid")
+    assert later.training.lora.alpha == 64
+    assert later.run_id() == now.run_id()
+    assert later.run_id("2") == now.run_id("2")
+    used = LaterRecipe.model_validate(document | {"training": {"watching": {"every": 7}}}, extra="forbid")
+    assert used.run_id() != now.run_id(), "who uses a new key asks for another run"
