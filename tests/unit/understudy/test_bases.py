@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.bases import PLAIN_TEMPLATE, as_planned, planned, resolve
+from understudy.bases import PLAIN_TEMPLATE, as_planned, fingerprint, planned, resolve
 from understudy.errors import Invalid
 
 
@@ -37,7 +37,7 @@ def test_a_hub_id_carries_a_revision(models: Path) -> None:
 
 
 def test_what_does_not_exist_is_named_with_what_does(models: Path) -> None:
-    for base in ("huge", "/no/such/folder", "./x", "a/b/c"):
+    for base in ("huge", "/no/such/folder", "./x", "a/b/c", "x" * 300, "nul\0"):
         with pytest.raises(Invalid, match=r"(?s)no base model.*bundled.*tiny"):
             resolve(base, models)
     (models / "empty").mkdir()
@@ -52,3 +52,30 @@ def test_a_base_is_the_one_that_was_planned_or_an_error(models: Path) -> None:
     (models / "tiny/config.json").write_text('{"architectures": []}')
     with pytest.raises(Invalid, match=r"`tiny` in .* was changed since the run was planned.*--fresh"):
         as_planned(plan, models)
+
+
+def test_a_plan_names_a_folder_by_its_fingerprint_and_a_hub_id_by_its_revision(models: Path) -> None:
+    local, hub = planned("tiny", models), planned("owner/name@abc", models)
+    assert (local.name, local.reference, local.revision) == ("tiny", "tiny", None)
+    assert local.fingerprint == fingerprint(models / "tiny")
+    assert (hub.name, hub.reference, hub.revision, hub.fingerprint) == ("owner/name", "owner/name@abc", "abc", None)
+
+
+def test_a_fingerprint_sees_all_of_the_tokenizer_and_both_ends_of_the_weights(models: Path) -> None:
+    folder = models / "tiny"
+    large = bytearray(5 << 20)
+    for name in ("tokenizer.json", "model.safetensors", "README.md"):
+        (folder / name).write_bytes(large)
+    seen = [fingerprint(folder)]
+
+    def changed(name: str, place: int) -> bool:
+        (folder / name).write_bytes(large[:place] + b"x" + large[place + 1 :])
+        seen.append(fingerprint(folder))
+        return seen[-1] != seen[-2]
+
+    assert changed("tokenizer.json", 2 << 20), "the middle of a large one too"
+    assert changed("model.safetensors", 8)
+    assert changed("model.safetensors", len(large) - 1)
+    assert not changed("README.md", 8)
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    assert fingerprint(folder) != seen[-1]
