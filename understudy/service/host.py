@@ -133,6 +133,8 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     threads = [threading.Thread(target=guarded(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
     reading = guarded(lambda: shared.reader.follow(stop))
     threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
+    # uvicorn raises the signal that ended it once more, when it has shut down: by its default SIGTERM would end us there.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         service.start()
         for thread in threads:
@@ -140,10 +142,11 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         server.run()  # handles SIGTERM and SIGINT; returns when told to exit
     except UnderstudyError as error:
         fatal.append(error)
-    except KeyboardInterrupt:  # uvicorn raises the signal again once it has shut down
+    except KeyboardInterrupt:
         pass
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for word in (signal.SIGINT, signal.SIGTERM):  # we are at it
+            signal.signal(word, signal.SIG_IGN)
         stop.set()
         service.close()
         for thread in threads:
