@@ -1,10 +1,11 @@
 """The llm generator: a language model writes the instructions, within a budget, surviving crashes.
 
 Every finished row is appended to a work file, so a killed process, or a run that was cancelled and is taken up again,
-pays again for at most the rows that were under way (`concurrency` of them). An answer that does not pass the checks is sent back with the reason, a bounded number of
-times, then the row is rejected. When the budget does not cover the next request in the worst case, the remaining rows
-are rejected with that reason; rows are asked for in the order given, so put first what matters most. Does not know
-splits, prompts (`prompts.py`) or HTTP (`llm/chat.py`).
+pays again for at most the rows that were under way (`concurrency` of them). An answer that does not pass the checks is
+sent back with the reason, a bounded number of times, then the row is rejected. When the budget does not cover the next
+request in the worst case, the remaining rows are rejected with that reason; rows are asked for in the order given, so put
+first what matters most. Closed in the middle, all requests end within `LAST_SECONDS`. Does not know splits, prompts
+(`prompts.py`) or HTTP (`llm/chat.py`).
 """
 
 from __future__ import annotations

@@ -36,6 +36,9 @@ class Datagen:
         try:
             made = yield from self._datasets(request, self.plans.get(request.plan))
             datasets = put_datasets(self.store, request.run, made)
+            if self.plans.datasets(datasets) != made:  # of the run before it was deleted, stored when that was done
+                self.store.delete(keys.datasets(request.run))
+                datasets = put_datasets(self.store, request.run, made)
         except OSError as error:
             raise disk_full(error, self.builder.work) or error from error
         yield DatasetsMade(

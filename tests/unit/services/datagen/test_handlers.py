@@ -22,7 +22,7 @@ from understudy.plan import Item, Plan, PlannedBase, make
 from understudy.recipe import Panel, Recipe, parse
 from understudy.records import DatasetCard, Example, Rejected, read_json, read_jsonl
 from understudy.store.artifacts import FsspecArtifactStore
-from understudy.store.plans import Plans, put_plan
+from understudy.store.plans import Plans, put_datasets, put_plan
 from understudy.testing import drain, local_store
 
 
@@ -225,6 +225,16 @@ def test_a_model_that_is_served_already_has_its_questions_made(tmp_path: Path) -
     asked = Plan(name="second-look", bases=BASES, panels=panels, items=items)
     (output,) = drain(datagen.make(request(store, asked)))
     assert len(examples(store, output, "panel:open")["test"]) == 2
+
+
+def test_a_list_that_a_deleted_generation_left_behind_is_replaced(tmp_path: Path) -> None:
+    """Whoever was at work when its run was deleted may store one thing more."""
+    asked = recipe(remarks(tmp_path / "remarks.csv"))
+    datagen, store = station(tmp_path)
+    put_datasets(store, asked.run_id(), {"remarks": Artifact(sha256="0" * 64)})
+    (output,) = drain(datagen.make(request(store, asked, generation=2)))
+    assert len(examples(store, output)["train"]) == 60
+    assert drain(datagen.make(request(store, asked, generation=2))) == [output]
 
 
 def test_the_mark_only_grows_and_is_the_same_when_a_finished_dataset_is_passed_over(tmp_path: Path) -> None:
