@@ -1,13 +1,23 @@
-"""Rows survive the disk, a bad row is named with its line, and a torn line is forgotten."""
+"""Rows survive the disk, a bad row is named with its line, a torn line is forgotten, and additions are ignored."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from understudy.errors import Invalid
-from understudy.records import Rejected, read_jsonl, resume_jsonl, write_jsonl
+from understudy.errors import Invalid, Unsupported
+from understudy.records import (
+    DatasetCard,
+    Rejected,
+    Scores,
+    read_json,
+    read_jsonl,
+    resume_jsonl,
+    write_json,
+    write_jsonl,
+)
 
 ROWS = [Rejected(row=number, reason="because", content=text) for number, text in enumerate(["a", "ü\u2028b\n", ""])]
 
@@ -40,3 +50,22 @@ def test_a_torn_line_is_cut_off_and_the_next_row_stands_alone(tmp_path: Path, lo
 
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert resume_jsonl(tmp_path / "rows.jsonl", Rejected) == []
+
+
+def test_what_a_newer_version_added_to_rows_and_documents_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"row": 1, "reason": "because", "content": "a", "colour": {"of": "late"}}\n')
+    assert list(read_jsonl(tmp_path / "rows.jsonl", Rejected)) == [Rejected(row=1, reason="because", content="a")]
+    scores = Scores(run="r", item="v", model="m", scores=())
+    write_json(tmp_path / "scores.json", scores)
+    written = json.loads((tmp_path / "scores.json").read_bytes())
+    assert written["format"] == "understudy.scores.v1"
+    (tmp_path / "scores.json").write_text(json.dumps({**written, "colour": "late"}))
+    assert read_json(tmp_path / "scores.json", Scores) == scores
+
+
+def test_a_document_of_another_format_waits_for_who_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    card = DatasetCard(name="d", source="d.csv", task="classify", rows={}, rejected=0, seed=17)
+    path.write_text(card.model_dump_json().replace("dataset.v1", "dataset.v2"))
+    with pytest.raises(Unsupported, match=r"card\.json cannot be read here: format: .*understudy\.dataset\.v1"):
+        read_json(path, DatasetCard)

@@ -1,4 +1,5 @@
-"""A small run to evaluate: real artifacts in a real store, and a real HTTP endpoint that answers like an engine would."""
+"""A small run to evaluate: real artifacts in a real store, a real HTTP endpoint that answers like an engine would, and the
+evaluator's lanes as its service runs them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,26 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from services.evaluator.bootstrap import build
 from services.evaluator.panels import Questionnaire, questionnaire
-from understudy.belt.contracts import Artifact, ModelServed
+from services.evaluator.settings import EvaluatorSettings
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import Artifact, DatasetsMade, ScoringRequested, decode
+from understudy.belt.loop import Loop
+from understudy.belt.topics import Group
 from understudy.embedded.ports import free_ports
-from understudy.recipe import Recipe, parse, prompts_dataset
-from understudy.records import DatasetCard, Example, Provenance, Turn, write_jsonl
+from understudy.plan import Plan, PlannedBase, make, prompts_dataset
+from understudy.recipe import parse
+from understudy.records import DatasetCard, Example, Provenance, Turn, write_json, write_jsonl
+from understudy.service.host import kernel
+from understudy.store import keys
+from understudy.store.plans import Plans, put_datasets, put_plan
 from understudy.testing import local_store
 
 LABELS = ("negative", "positive")
 GOOD, BAD = ("lovely", "bright", "warm"), ("dull", "weak", "cold")
 SKILL = {"base": 0.55, "tuned": 0.85, "broad": 0.75}
-"""How often each model names the right class."""
+"""How often each model names the right class; what follows an `@` does not matter."""
 
 
 @dataclass
@@ -74,7 +84,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
         assert body["add_generation_prompt"] is False
         assert body["max_tokens"] == 1
         ids += _tokens(body["messages"][-1]["content"])
-        worth = -2.0 * (1.2 - SKILL.get(body["model"], 0.5))
+        worth = -2.0 * (1.2 - SKILL.get(body["model"].partition("@")[0], 0.5))
         reply["prompt_logprobs"] = [None, *({str(i): {"logprob": worth - i % 7 / 10}} for i in ids[1:])]
     else:
         assert body["temperature"] == 0
@@ -92,6 +102,7 @@ def _tokens(text: str) -> list[int]:
 
 def _say(model: str, question: str) -> str:
     dice = random.Random(f"{model}/{question}")
+    model = model.partition("@")[0]
     if question.startswith("Is this remark"):
         right = "positive" if any(word in question for word in GOOD) else "negative"
         wrong = "negative" if right == "positive" else "positive"
@@ -137,42 +148,51 @@ def start(state: Endpoint) -> tuple[uvicorn.Server, threading.Thread]:
 
 @dataclass
 class World:
-    """A store with the datasets of one run, ready to be evaluated."""
+    """A store with the plan and the datasets of the run `r1`, ready to be evaluated."""
 
     folder: Path
     rows: int = 40
     bootstrap: int = 200
+    base: str | tuple[str, ...] = "seedling"
+    panels: bool = True
 
     def __post_init__(self) -> None:
         self.store = local_store(self.folder)
-        self.recipe: Recipe = parse(
-            {
-                "name": "remarks",
-                "datasets": {
-                    "remarks": {"source": "remarks.csv"},
-                    "general": {"source": "general.jsonl", "task": "passthrough"},
-                },
-                "variants": {"tuned": {"train": "remarks"}, "broad": {"train": {"remarks": 1, "general": 1}}},
-                "evaluation": {
-                    "bootstrap": self.bootstrap,
-                    "panels": {
-                        "in-domain": {
-                            "dataset": "remarks",
-                            "metrics": ["accuracy", "precision", "recall", "f1"],
-                            "max_tokens": 8,
-                        },
-                        "general": {"dataset": "general", "metrics": ["perplexity", "bleu", "rougeL"]},
-                        "out-of-sample": {"prompts": "prompts.jsonl", "metrics": ["rougeL"]},
-                    },
-                },
+        self.plans = Plans(self.store)
+        panels = {
+            "in-domain": {
+                "dataset": "remarks",
+                "metrics": ["accuracy", "precision", "recall", "f1"],
+                "max_tokens": 8,
             },
-            "test",
-        )
+            "general": {"dataset": "general", "metrics": ["perplexity", "bleu", "rougeL"]},
+            "out-of-sample": {"prompts": "prompts.jsonl", "metrics": ["rougeL"]},
+        }
+        document = {
+            "name": "remarks",
+            "base": list(self.base) if isinstance(self.base, tuple) else self.base,
+            "datasets": {
+                "remarks": {"source": "remarks.csv"},
+                "general": {"source": "general.jsonl", "task": "passthrough"},
+            },
+            "variants": {"tuned": {"train": "remarks"}, "broad": {"train": {"remarks": 1, "general": 1}}},
+            "evaluation": {"bootstrap": self.bootstrap, "panels": panels if self.panels else {}},
+        }
+        self.plan: Plan = make(parse(document, "test"), lambda base: PlannedBase(name=base, reference=base))
         self.datasets = {
             "remarks": self.dataset("remarks", [remark(i) for i in range(self.rows)], LABELS),
             "general": self.dataset("general", [general(i) for i in range(self.rows)]),
             prompts_dataset("out-of-sample"): self.dataset("out-of-sample", [general(i, "") for i in range(12)]),
         }
+        self.made = self.begun("r1")
+
+    def begun(self, run: str) -> DatasetsMade:
+        """Another run of the same plan, with its datasets."""
+        return DatasetsMade(
+            run=run,
+            plan=put_plan(self.store, run, self.plan),
+            datasets=put_datasets(self.store, run, self.datasets),
+        )
 
     def dataset(self, name: str, examples: list[Example], labels: tuple[str, ...] = ()) -> Artifact:
         folder = self.folder / "datasets" / name
@@ -187,23 +207,28 @@ class World:
             rejected=7,
             seed=17,
         )
-        (folder / "card.json").write_text(card.model_dump_json())
-        return self.store.put(f"runs/r1/datasets/{name}", folder)
+        write_json(folder / "card.json", card)
+        return self.store.put(keys.dataset("r1", name), folder)
 
-    def served(self, variant: str) -> ModelServed:
-        return ModelServed(
-            run="r1",
-            variant=variant,
-            recipe=self.recipe,
-            datasets=self.datasets,
-            model=variant,
-            adapter=None if variant == "base" else self.adapter(variant),
+    def asking(self, item: str, made: DatasetsMade | None = None, **more: Any) -> ScoringRequested:
+        """What the evaluator is asked about an item that is served under its own name."""
+        made = made or self.made
+        place = next(place for place, each in enumerate(self.plan.items) if each.name == item)
+        return ScoringRequested(
+            run=made.run,
+            item=item,
+            index=place,
+            plan=made.plan,
+            datasets=made.datasets,
+            model=item,
+            adapter=self.adapter(item) if self.plan.items[place].stages else None,
+            **more,
         )
 
-    def adapter(self, variant: str) -> Artifact:
-        folder = self.folder / "adapters" / variant
+    def adapter(self, item: str) -> Artifact:
+        folder = self.folder / "adapters" / item
         folder.mkdir(parents=True, exist_ok=True)
-        dice = random.Random(variant)
+        dice = random.Random(item)
         loss = [(step, round(2.5 * 0.985**step + 0.9 + dice.gauss(0, 0.12), 6)) for step in range(1, 301)]
         facts = {
             "steps": 300,
@@ -214,7 +239,53 @@ class World:
             "versions": {"torch": "2.13.0"},
         }
         (folder / "training.json").write_text(json.dumps(facts))
-        return self.store.put(f"runs/r1/adapters/{variant}", folder)
+        return self.store.put(keys.adapter("r1", item), folder)
+
+
+class Lanes:
+    """The evaluator's lanes on a bus, with their reader, as `host.serve` runs them; `with Lanes(...) as lanes: ...`."""
+
+    def __init__(
+        self,
+        bus: EmbeddedBus,
+        data: Path,
+        gateway: str = "http://127.0.0.1:9",
+        groups: Sequence[Group] = ("evaluator", "closer", "reporter"),
+        member: str = "0",
+        attempts: int = 2,
+        **settings: Any,
+    ) -> None:
+        own = EvaluatorSettings(data=data, gateway=gateway.removesuffix("/v1"), member=member, **settings)
+        self.kernel = kernel(own, bus, history=True)
+        self.service = build(own, self.kernel)
+        self.stop = threading.Event()
+        self.loops = [
+            Loop(
+                bus,
+                lane,
+                self.kernel.control,
+                ready=lambda: self.kernel.reader.caught_up.wait(10),
+                member=member,
+                stop=self.stop,
+                attempts=attempts,
+                backoff=0.01,
+            )
+            for lane in self.service.lanes
+            if lane.group in groups
+        ]
+
+    def __enter__(self) -> Lanes:
+        reader = threading.Thread(target=self.kernel.reader.follow, args=(self.stop,))
+        self.threads = [reader, *(threading.Thread(target=loop.run) for loop in self.loops)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def remark(number: int) -> Example:
@@ -254,7 +325,37 @@ def world_of() -> type[World]:
     return World
 
 
+@pytest.fixture(scope="session")
+def lanes() -> type[Lanes]:
+    """Runs the lanes of the service."""
+    return Lanes
+
+
+@pytest.fixture(scope="session")
+def said() -> Callable[..., list[Any]]:
+    """`said(bus, "run-closed")`: what lies on these topics."""
+    return lambda bus, *topics: [decode(record.value) for record in bus.replay(topics) if record]
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., None]:
+    """`until(lambda: ..., seconds=30)`: wait until it holds."""
+
+    def wait(holds: Callable[[], object], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> EmbeddedBus:
+    return EmbeddedBus(tmp_path / "bus.sqlite")
+
+
 @pytest.fixture
 def remarks(world: World) -> Questionnaire:
     """The in-domain panel's questions."""
-    return questionnaire(world.store, world.recipe, "in-domain", world.datasets)
+    return questionnaire(world.store, world.plan, "in-domain", world.datasets)

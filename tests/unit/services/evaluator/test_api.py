@@ -1,4 +1,4 @@
-"""Proves what /v1/reports answers: the stored report, locked down, or 404 in OpenAI's shape."""
+"""Proves what /v1/reports answers: the newest stored report, locked down, or 404 in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -8,44 +8,72 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from services.evaluator.api import router
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import Artifact, ItemFailed, Message, RunClosed, RunRequested
+from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
+from understudy.belt.folds.runs import Runs
+from understudy.belt.turns import Book, apply, outcome
 from understudy.service.web import add_errors
+from understudy.store import keys
 from understudy.testing import local_store
 
+REQUEST = RunRequested(run="x-1.2", plan=Artifact(sha256="0" * 64), name="x", items=1)
+FAILED = ItemFailed(run="x-1.2", item="base", station="trainer", reason="no data")
 
-def client(folder: Path) -> TestClient:
+
+def client(folder: Path, *said: Message) -> TestClient:
+    """The API over the store in `folder`, on a bus where only this was said."""
+    bus = EmbeddedBus(folder / f"bus-{len(said)}.sqlite")
+    bus.publish(*said)
+    control = Control()
+    runs = Runs(control)
+    Reader(bus, (control, runs)).load()
     app = FastAPI()
     add_errors(app)
-    app.include_router(router(local_store(folder)))
+    app.include_router(router(local_store(folder), runs))
     return TestClient(app)
 
 
+def closed(folder: Path, page: str, *said: Message, attempt: int = 1) -> RunClosed:
+    """The run's end after what was said, with a report."""
+    book = Book()
+    for message in said:
+        book = apply(book, message)
+    made = folder / outcome(book)
+    made.mkdir(exist_ok=True)
+    (made / "report.html").write_text(f"<!doctype html>{page}")
+    (made / "report.json").write_text(f'"{page}"')
+    report = local_store(folder).put(keys.report("x-1.2", outcome(book)), made)
+    return RunClosed(run="x-1.2", attempt=attempt, status="finished", outcome=outcome(book), report=report)
+
+
 def test_the_report_as_page_and_as_data(tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    made.mkdir()
-    (made / "report.html").write_text("<!doctype html>hello")
-    (made / "report.json").write_text('{"run": "x-1.2"}')
-    local_store(tmp_path).put("runs/x-1.2/reports/001-000", made)
-    page = client(tmp_path).get("/v1/reports/x-1.2")
-    assert page.text == "<!doctype html>hello"
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.headers["content-security-policy"].startswith("default-src 'none'")
-    assert client(tmp_path).get("/v1/reports/x-1.2.json").json() == {"run": "x-1.2"}
+    with client(tmp_path, REQUEST, closed(tmp_path, "hello")) as server:
+        page = server.get("/v1/reports/x-1.2")
+        assert page.text == "<!doctype html>hello"
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert server.get("/v1/reports/x-1.2.json").json() == "hello"
 
 
-def test_the_newest_report_is_shown(tmp_path: Path) -> None:
-    """After a second try: more variants scored is newer, and with as many the one that tried more often."""
-    for outcome in ("003-000", "002-010", "002-002"):
-        made = tmp_path / outcome
-        made.mkdir()
-        (made / "report.json").write_text(f'"{outcome}"')
-        local_store(tmp_path).put(f"runs/x/reports/{outcome}", made)
-    assert client(tmp_path).get("/v1/reports/x.json").json() == "003-000"
-    local_store(tmp_path).drop("runs/x/reports/003-000")
-    assert client(tmp_path).get("/v1/reports/x.json").json() == "002-010"
+def test_the_newest_report_is_shown_also_while_and_after_something_is_tried_again(tmp_path: Path) -> None:
+    first, second = closed(tmp_path, "first"), closed(tmp_path, "second", FAILED)
+    said: list[Message] = [REQUEST, first]
+    for word, shown in (
+        (FAILED, "first"),  # which has no closing yet
+        (second, "second"),
+        (REQUEST.model_copy(update={"generation": 2}), "second"),
+        (RunClosed(run="x-1.2", generation=2, status="failed", station="datagen", reason="no table"), "second"),
+    ):
+        said.append(word)
+        assert client(tmp_path, *said).get("/v1/reports/x-1.2.json").json() == shown
 
 
 def test_no_report_yet_is_not_found(tmp_path: Path) -> None:
-    for path in ("/v1/reports/nowhere", "/v1/reports/nowhere.json"):
-        answer = client(tmp_path).get(path)
+    server = client(tmp_path, REQUEST)
+    for path in ("/v1/reports/x-1.2", "/v1/reports/x-1.2.json"):
+        answer = server.get(path)
         assert answer.status_code == 404
-        assert "Run `nowhere` has no report yet" in answer.json()["error"]["message"]
+        assert "Run `x-1.2` has no report yet" in answer.json()["error"]["message"]
+    assert "There is no run `nowhere`" in server.get("/v1/reports/nowhere").json()["error"]["message"]

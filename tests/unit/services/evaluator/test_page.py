@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.evaluator import figures, page, words
-from services.evaluator.panels import Questionnaire
+from services.evaluator.panels import Questionnaire, questionnaire
 from services.evaluator.report import Report, Training, compare, versions
 from understudy.records import Prediction
 
@@ -58,11 +59,13 @@ def report(world: World, remarks: Questionnaire) -> Report:
     answers = {"base": predictions(world, base, remarks), "tuned": predictions(world, right, remarks)}
     return Report(
         run="r1",
-        recipe=world.recipe.model_dump(mode="json"),
-        variants=("base", "tuned"),
+        plan=world.plan.model_dump(mode="json"),
+        items=("base", "tuned"),
         models={"base": "seedling", "tuned": "ft:tuned"},
+        compared_with={"tuned": "base"},
         failed={"broad": "Ran out of <b>memory</b>."},
-        panels=(compare(world.recipe, remarks, answers),),
+        cancelled=(),
+        panels=(compare(world.plan, remarks, answers),),
         training={"tuned": Training(steps=3, tokens=12345, loss=((1, 3.0), (2, 2.5), (3, 2.0)))},
         datasets={},
         decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
@@ -99,16 +102,16 @@ def test_the_answer_is_given_in_words_with_its_interval(report: Report) -> None:
 
 def test_a_difference_the_data_do_not_show_is_called_so(report: Report, world: World, remarks: Questionnaire) -> None:
     same = predictions(world, [e.completion for e in remarks.examples], remarks)
-    level = report.model_copy(update={"panels": (compare(world.recipe, remarks, {"base": same, "tuned": same}),)})
+    level = report.model_copy(update={"panels": (compare(world.plan, remarks, {"base": same, "tuned": same}),)})
     assert words.headline(level, "tuned") == "No clear difference from the base"
     assert "accuracy, precision, recall and F1: no clear difference" in words.findings(level, "tuned")[0].text
 
 
 def test_without_the_base_there_is_nothing_to_compare(report: Report, world: World, remarks: Questionnaire) -> None:
     alone = predictions(world, [e.completion for e in remarks.examples], remarks)
-    panel = compare(world.recipe, remarks, {"tuned": alone})
+    panel = compare(world.plan, remarks, {"tuned": alone})
     assert panel.metrics[0].cells["tuned"].verdict is None
-    html = page.render(report.model_copy(update={"variants": ("tuned",), "panels": (panel,)}))
+    html = page.render(report.model_copy(update={"items": ("tuned",), "panels": (panel,)}))
     assert "The base model was not scored" in html
 
 
@@ -152,3 +155,114 @@ def test_a_loss_curve_is_thinned_to_means(report: Report) -> None:
 def test_long_answers_are_clipped_on_the_page_only() -> None:
     assert page.clip("x" * 2000).endswith("(500 more characters)")
     assert page.clip("short") == "short"
+
+
+def test_what_was_cancelled_is_called_so(report: Report) -> None:
+    reader = Reader()
+    reader.feed(page.render(report.model_copy(update={"failed": {}, "cancelled": ("broad",)})))
+    assert "broad was cancelled." in reader.text
+
+
+@pytest.fixture
+def two_bases(tmp_path: Path, world_of: type[World]) -> tuple[World, Questionnaire, Report]:
+    """The first base gets half of the answers right, the second all; each of their variants does the opposite."""
+    world = world_of(tmp_path / "two", base=("seedling", "tiny"))
+    asked = questionnaire(world.store, world.plan, "in-domain", world.datasets)
+    right = [e.completion for e in asked.examples]
+    half = [text if i % 2 else "positive" for i, text in enumerate(right)]
+    said = {"base@seedling": half, "tuned@seedling": right, "base@tiny": right, "tuned@tiny": half}
+    answers = {name: predictions(world, texts, asked) for name, texts in said.items()}
+    made = Report(
+        run="r1",
+        plan=world.plan.model_dump(mode="json"),
+        items=tuple(answers),
+        models={name: name for name in answers},
+        compared_with={"tuned@seedling": "base@seedling", "tuned@tiny": "base@tiny"},
+        failed={},
+        cancelled=(),
+        panels=(compare(world.plan, asked, answers),),
+        training={},
+        datasets={},
+        decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
+        versions=versions(),
+    )
+    return world, asked, made
+
+
+def test_each_variant_is_held_against_its_own_base(two_bases: tuple[World, Questionnaire, Report]) -> None:
+    _, _, report = two_bases
+    accuracy = report.panels[0].metrics[0]
+    assert [accuracy.cells[f"base@{base}"].delta for base in ("seedling", "tiny")] == [None, None]
+    assert accuracy.cells["tuned@seedling"].delta == -(accuracy.cells["tuned@tiny"].delta or 0) == 0.5
+    assert words.headline(report, "tuned@seedling") == "Gained on in-domain"
+    assert words.headline(report, "tuned@tiny") == "Lost on in-domain"
+    assert words.findings(report, "tuned@tiny")[0].text.startswith("accuracy fell from 100.0 % to 50.0 %")
+    reader = Reader()
+    reader.feed(page.render(report))
+    assert not reader.open
+    assert "2 fine-tuned variants and 2 untouched bases on seedling and tiny" in " ".join(reader.text.split())
+    assert "tuned@tinyon tiny" in reader.text, "which base it has"
+    assert "Difference from what it is compared with" in reader.text
+
+
+def test_a_base_that_was_not_scored_takes_the_differences_from_its_own_variants_only(
+    two_bases: tuple[World, Questionnaire, Report],
+) -> None:
+    world, asked, report = two_bases
+    right = predictions(world, [e.completion for e in asked.examples], asked)
+    lost = compare(world.plan, asked, dict.fromkeys(("base@seedling", "tuned@seedling", "tuned@tiny"), right))
+    assert lost.metrics[0].cells["tuned@seedling"].verdict
+    assert lost.metrics[0].cells["tuned@tiny"].verdict is None
+    report = report.model_copy(update={"panels": (lost,), "items": ("base@seedling", "tuned@seedling", "tuned@tiny")})
+    assert words.caveats(report) == ["base@tiny was not scored, so there is nothing to hold tuned@tiny against."]
+    assert words.headline(report, "tuned@seedling") == "No clear difference from base@seedling"
+    assert words.compared(report) == ["tuned@seedling"]
+    page.render(report)
+
+
+def test_a_base_that_cannot_say_how_likely_a_reference_is_takes_nothing_from_the_others(
+    two_bases: tuple[World, Questionnaire, Report],
+) -> None:
+    world, _, report = two_bases
+    asked = questionnaire(world.store, world.plan, "general", world.datasets)
+    heard = [
+        Prediction(
+            id=e.id,
+            text=e.completion,
+            finish_reason="stop",
+            prompt_tokens=9,
+            completion_tokens=3,
+            reference_logprob=-4.0,
+            reference_tokens=4,
+        )
+        for e in asked.examples
+    ]
+    silent = [p.model_copy(update={"reference_logprob": None, "reference_tokens": None}) for p in heard]
+    answers = {name: silent if name.endswith("tiny") else heard for name in report.items}
+    panel = compare(world.plan, asked, answers)
+    perplexity = panel.metrics[0]
+    assert (perplexity.metric, perplexity.n, set(perplexity.cells)) == (
+        "perplexity",
+        len(heard),
+        {"base@seedling", "tuned@seedling"},
+    )
+    html = page.render(report.model_copy(update={"panels": (panel,)}))
+    assert "<td>–</td>" in html
+    assert "Perplexity depends on the tokenizer" in html
+
+
+def test_settings_that_differ_between_variants_are_named_with_them(report: Report, world: World) -> None:
+    (alike,) = words.trainings(report, world.plan)
+    assert alike[0] == ""
+    other = [
+        item.model_copy(update={"training": item.training.model_copy(update={"learning_rate": 0.001})})
+        if item.name == "broad"
+        else item
+        for item in world.plan.items
+    ]
+    plan = world.plan.model_copy(update={"items": tuple(other)})
+    both = report.model_copy(update={"items": ("base", "tuned", "broad")})
+    assert [(names, training.learning_rate) for names, training in words.trainings(both, plan)] == [
+        ("tuned", 2e-4),
+        ("broad", 0.001),
+    ]

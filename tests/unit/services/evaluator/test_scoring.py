@@ -1,4 +1,4 @@
-"""Proves that variants are compared on the same rows, and that a variant scored alone gets the same interval."""
+"""Proves that items are compared on the same rows, and that one scored alone gets the same interval."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def answer(example_id: str, text: str, logprob: float | None = None) -> Predicti
     )
 
 
-def test_rows_that_one_variant_lacks_count_for_none(remarks: Questionnaire) -> None:
+def test_rows_that_one_item_lacks_count_for_none(remarks: Questionnaire) -> None:
     base = [answer(e.id, "positive", -5.0) for e in remarks.examples]
     tuned = [answer(e.id, "positive", None if i < 10 else -5.0) for i, e in enumerate(remarks.examples)]
     (result,) = score(["perplexity"], (), remarks.examples, {"base": base, "tuned": tuned}, 100, (1,))
@@ -32,7 +32,7 @@ def test_rows_that_one_variant_lacks_count_for_none(remarks: Questionnaire) -> N
     assert result.values["base"] == result.values["tuned"]
 
 
-def test_company_does_not_change_a_variants_interval(remarks: Questionnaire) -> None:
+def test_company_does_not_change_an_items_interval(remarks: Questionnaire) -> None:
     one = remarks.label([answer(e.id, "positive") for e in remarks.examples])
     two = remarks.label([answer(e.id, e.completion) for e in remarks.examples])
     alone = score(["f1", "accuracy"], remarks.labels, remarks.examples, {"a": one}, 300, (1,))
