@@ -1,4 +1,5 @@
-"""The command line: `understudy run | up | watch | report | runs | chat | doctor | topics | deadletters`.
+"""The command line: `understudy plan | run | up | watch | report | runs | logs | cancel | delete | chat | pull | clean |
+doctor | topics | deadletters`.
 
 This module ties the commands together and decides how problems look: an expected one is a paragraph on stderr and exit
 code 1, wrong usage is exit code 2, everything else is a bug and shows its trace. Does no work itself.
@@ -14,11 +15,23 @@ import typer
 
 from understudy import __version__
 from understudy.errors import UnderstudyError, disk_full
-from understudy_cli import chat, deadletters, doctor, look, run, topics, up
+from understudy_cli import cancel, chat, clean, deadletters, delete, doctor, logs, look, plan, pull, run, topics, up
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-for command in (run.run, up.up, look.watch, look.report, look.runs, chat.chat, doctor.doctor, topics.topics):
-    app.command(no_args_is_help=command in (run.run, look.watch, look.report, chat.chat))(command)
+WITH_ARGUMENTS = (
+    plan.plan,
+    run.run,
+    look.watch,
+    look.report,
+    logs.logs,
+    cancel.cancel,
+    delete.delete,
+    chat.chat,
+    pull.pull,
+)
+WITHOUT = (up.up, look.runs, clean.clean, doctor.doctor, topics.topics)
+for command in (*WITH_ARGUMENTS, *WITHOUT):
+    app.command(no_args_is_help=command in WITH_ARGUMENTS)(command)
 app.add_typer(deadletters.app, name="deadletters")
 
 
@@ -39,6 +52,7 @@ def understudy(
 
     \b
     understudy doctor                        can this machine do it?
+    understudy plan recipes/quickstart.yaml  what will it take?
     understudy run recipes/quickstart.yaml   the whole loop, in minutes
     understudy up                            serve; any OpenAI client works
     """

@@ -12,7 +12,7 @@ from rich.console import Console
 from understudy.errors import Invalid, UnderstudyError
 from understudy_cli.client import Gateway, Unreachable
 from understudy_cli.console import errors
-from understudy_cli.run import DataOption, ServerOption
+from understudy_cli.options import DataOption, ServerOption
 from understudy_cli.session import data_folder, interruptible, session
 
 MAX_INPUT = 1 << 20

@@ -1,26 +1,25 @@
-"""What the command line asks: a gateway over HTTP, or, when nothing is up, the data folder itself.
+"""What the command line asks of a gateway, over HTTP.
 
-`Gateway` and `Folder` answer the same three questions (`Runs`); only a gateway also takes files, runs and chats. Every problem leaves as an
-`UnderstudyError` that says what and where. Does not print and does not wait.
+`Source` is what a data folder answers as well when nothing is up (`folder.py`); only a gateway also takes files, runs and
+chats. Every problem leaves as an `UnderstudyError` that says what and where. Does not print and does not wait.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import EventSource
+from pydantic import BaseModel
 
-from understudy.belt.bus import Bus
-from understudy.belt.folds.runs import Ledger, RunState
+from understudy.belt.folds.runs import RunState, RunSummary
 from understudy.errors import Invalid, Transient
 from understudy.recipe import Recipe
-from understudy.settings import Settings
 
 
 class NotThere(Invalid):
@@ -31,17 +30,41 @@ class Unreachable(Transient):
     """The server does not answer, or not now."""
 
 
-class Runs(Protocol):
-    """Where runs and reports are looked up."""
+class ModelFile(BaseModel):
+    """One file of an adapter."""
+
+    path: str
+    """Below the adapter's folder, with slashes."""
+    bytes: int
+    sha256: str
+
+
+class Source(Protocol):
+    """Where runs and models are looked up, and runs are cancelled and deleted."""
 
     def run(self, run: str) -> RunState:
         """State of one run; raises `NotThere`."""
 
-    def runs(self) -> list[RunState]:
-        """All runs, newest first."""
+    def runs(self, limit: int) -> tuple[list[RunSummary], bool]:
+        """The newest runs, at most so many, and whether there are more."""
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
-        """`report.json` and the HTML page of a finished run."""
+        """`report.json` and the HTML page of a run that has a report."""
+
+    def cancel(self, state: RunState, item: str | None) -> None:
+        """Wish that a run, or one item of it, ends."""
+
+    def delete(self, state: RunState) -> int:
+        """Forget a run; returns how many bytes of the store that freed."""
+
+    def logs(self, run: str, item: str | None) -> str:
+        """What happened to a run, or to one item of it, one line per event."""
+
+    def files(self, model: str) -> list[ModelFile]:
+        """The files of an adapter; raises `NotThere`."""
+
+    def content(self, model: str, file: ModelFile) -> Iterator[bytes]:
+        """One of these files, in pieces."""
 
 
 class Gateway:
@@ -59,23 +82,41 @@ class Gateway:
             answer = self._ask("POST", "/v1/files", files={"file": (path.name, file)}, data={"purpose": "user_data"})
         return str(answer.json()["id"])
 
-    def start(self, recipe: Recipe, attempt: str = "") -> RunState:
-        """Ask for a run; the same recipe and attempt is the same run."""
-        body = {"recipe": recipe.model_dump(mode="json"), "attempt": attempt}
+    def start(self, recipe: Recipe, fresh: str = "") -> RunState:
+        """Ask for a run; the same recipe, and the same word that sets it apart, is the same run."""
+        body = {"recipe": recipe.written(), "fresh": fresh}
         return RunState.model_validate(self._ask("POST", "/v1/runs", json=body).json())
 
     def run(self, run: str) -> RunState:
-        return RunState.model_validate(self._ask("GET", f"/v1/runs/{quote(run, safe='')}").json())
+        return RunState.model_validate(self._ask("GET", _run(run)).json())
 
-    def runs(self) -> list[RunState]:
-        return [
-            RunState.model_validate(state)
-            for state in self._ask("GET", "/v1/runs", params={"limit": 1000}).json()["data"]
-        ]
+    def runs(self, limit: int) -> tuple[list[RunSummary], bool]:
+        page = self._ask("GET", "/v1/runs", params={"limit": limit}).json()
+        return [RunSummary.model_validate(state) for state in page["data"]], bool(page["has_more"])
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
         page = f"/v1/reports/{quote(state.id, safe='')}"
         return self._ask("GET", f"{page}.json").json(), self._ask("GET", page).content
+
+    def cancel(self, state: RunState, item: str | None) -> None:
+        self._ask("POST", f"{_run(state.id)}/cancel", json={"item": item} if item else None)
+
+    def delete(self, state: RunState) -> int:
+        return int(self._ask("DELETE", _run(state.id)).json()["freed_bytes"])
+
+    def logs(self, run: str, item: str | None) -> str:
+        return self._ask("GET", f"{_run(run)}/logs", params={"item": item} if item else None).text
+
+    def files(self, model: str) -> list[ModelFile]:
+        listed = self._ask("GET", f"{_model(model)}/files").json()["data"]
+        return [ModelFile.model_validate(file) for file in listed]
+
+    def content(self, model: str, file: ModelFile) -> Iterator[bytes]:
+        with _explained(self.url), self._http.stream("GET", f"{_model(model)}/files/{quote(file.path)}") as answer:
+            if answer.is_error:
+                answer.read()
+                raise _refusal(answer, self.url)
+            yield from answer.iter_bytes()
 
     def models(self) -> list[str]:
         """Names that answer on the endpoint."""
@@ -96,14 +137,14 @@ class Gateway:
             if answer.is_error:
                 answer.read()
                 raise _refusal(answer, self.url)
-            for line in answer.iter_lines():
-                data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-                if data and data != "[DONE]":
-                    event = json.loads(data)
-                    if "error" in event:
-                        raise Invalid(f"{self.url} broke off: {event['error'].get('message', event['error'])}")
-                    for choice in event.get("choices", []):
-                        yield choice["delta"].get("content") or ""
+            for event in EventSource(answer).iter_sse():
+                if event.data == "[DONE]":
+                    return
+                said = json.loads(event.data)
+                if "error" in said:
+                    raise Invalid(f"{self.url} broke off: {said['error'].get('message', said['error'])}")
+                for choice in said.get("choices", []):
+                    yield choice["delta"].get("content") or ""
 
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         with _explained(self.url):
@@ -121,46 +162,12 @@ class Gateway:
         self._http.close()
 
 
-class Folder:
-    """The data folder of a stack that is down: the ledger is read from the bus, reports from the artifact store."""
-
-    def __init__(self, data: Path) -> None:
-        self._settings = Settings(data=data)
-
-    def run(self, run: str) -> RunState:
-        found = next((state for state in self.runs() if state.id == run), None)
-        if found is None:
-            raise NotThere(
-                f"There is no run `{run}` in {self._settings.data}", "`understudy runs` lists those there are."
-            )
-        return found
-
-    def runs(self) -> list[RunState]:
-        with bus_of(self._settings.data) as bus:
-            return Ledger(bus).load().runs() if bus else []
-
-    def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
-        from understudy.store.artifacts import FsspecArtifactStore
-
-        assert state.report
-        folder = FsspecArtifactStore(self._settings.artifact_url(), self._settings.cache()).fetch(state.report)
-        return json.loads((folder / "report.json").read_text(encoding="utf-8")), (folder / "report.html").read_bytes()
+def _run(run: str) -> str:
+    return f"/v1/runs/{quote(run, safe='')}"
 
 
-@contextmanager
-def bus_of(data: Path) -> Iterator[Bus | None]:
-    """The bus that UNDERSTUDY_BUS names, else the one in the data folder; None when there is none, and none is left behind."""
-    from understudy.belt.bus.connect import connect
-
-    settings = Settings(data=data)
-    if not settings.bus and not (data / "bus.sqlite").exists():
-        yield None
-        return
-    bus = connect(settings)
-    try:
-        yield bus
-    finally:
-        bus.close()
+def _model(model: str) -> str:
+    return f"/v1/models/{quote(model, safe='/:')}"  # names on the endpoint may have slashes, as those of the hub do
 
 
 class _explained:

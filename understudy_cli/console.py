@@ -22,3 +22,13 @@ def errors() -> Console:
     """Everything else, on standard error."""
     width = None if sys.stderr.isatty() else WIDE
     return Console(stderr=True, width=width, emoji=False, markup=False, highlight=False)
+
+
+def size(count: int) -> str:
+    """`1.4 MiB`."""
+    value, unit = float(count), "bytes"
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:,.0f} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"

@@ -22,12 +22,13 @@ from understudy.belt.folds.letters import TAKEN, TOPIC, Letter, Letters
 from understudy.embedded.stackfile import running
 from understudy.errors import Invalid
 from understudy.settings import Settings
-from understudy_cli.client import bus_of
 from understudy_cli.console import errors, output
-from understudy_cli.run import DataOption
+from understudy_cli.folder import bus_of
+from understudy_cli.options import DataOption
 from understudy_cli.session import data_folder
 
 app = typer.Typer(no_args_is_help=True, help="Messages that a station gave up: list, show and replay them.")
+LEFT_ALONE = {"replayed": "replayed before", "deleted": "of deleted runs", "unreadable": "unreadable"}
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: everything that is known, as JSON")]
 
 
@@ -43,6 +44,8 @@ def list_(data: DataOption = None, as_json: JsonOption = False) -> None:
 
     replayed: its message was published again since.
 
+    deleted: its run was deleted, so nobody needs it.
+
     unreadable: it is no message of the belt, so there is nothing to replay.
     """
     folder = data_folder(data)
@@ -51,11 +54,11 @@ def list_(data: DataOption = None, as_json: JsonOption = False) -> None:
         print(json.dumps([_plain(letter) for letter in letters], indent=1))
     elif letters:
         table = Table(
-            "id", "when", "status", "run", "variant", "station", "topic", "reason", box=None, header_style="bold"
+            "id", "when", "status", "run", "item", "station", "topic", "reason", box=None, header_style="bold"
         )
         for letter in letters:
             reason = next(iter(letter.reason.splitlines()), "")
-            where = (letter.run, letter.variant, letter.station, letter.topic)
+            where = (letter.run, letter.item, letter.station, letter.topic)
             table.add_row(letter.id, _when(letter), letter.status, *where, reason)
         output().print(table)
     else:
@@ -80,7 +83,7 @@ def show(
         print(json.dumps(_plain(found), indent=1))
         return
     out = output()
-    for name in ("id", "status", "run", "variant", "topic", "partition", "offset", "station", "attempts"):
+    for name in ("id", "status", "run", "item", "topic", "partition", "offset", "station", "attempts"):
         out.print(f"{name:9} {getattr(found, name)}")
     out.print(f"{'when':9} {_when(found)}")
     out.print(f"\nreason\n{textwrap.indent(found.reason, '  ')}", soft_wrap=True)
@@ -113,7 +116,7 @@ def replay(
         there = _read(bus) if bus else []
         if everything:
             chosen = [letter for letter in there if letter.status == "open"]
-            for status, why in (("replayed", "replayed before"), ("unreadable", "unreadable")):
+            for status, why in LEFT_ALONE.items():
                 if left := sum(letter.status == status for letter in there):
                     errors().print(f"Left alone: {left} {why}.")
         else:
@@ -129,14 +132,14 @@ def replay(
 
 
 def _publish(bus: Bus, letters: Sequence[Letter]) -> list[str]:
-    """Publish each message once, though several stations may have given it up; the runs they are of."""
+    """Publish each message as its next attempt, once, though it may have died twice; the runs they are of."""
     published: list[Message] = []
     for letter in letters:
         assert letter.message
         if letter.message not in published:
-            bus.publish(letter.message)
+            bus.publish(letter.message.again())
             published.append(letter.message)
-        output().print(f"{letter.id} is on {letter.topic} again: {letter.run} {letter.variant}".rstrip())
+        output().print(f"{letter.id} is on {letter.topic} again: {letter.run} {letter.item}".rstrip())
     return list(dict.fromkeys(message.run for message in published))
 
 
@@ -166,6 +169,8 @@ def _replayable(letter: Letter) -> Letter:
             f"Dead letter {letter.id} cannot be replayed: what lay on {letter.topic} is no message of the belt ({letter.reason})",
             "Find who put it there; a newer Understudy may have, and can read it.",
         )
+    if letter.status == "deleted":
+        raise Invalid(f"Dead letter {letter.id} is of run {letter.run}, which was deleted", "Ask for the run again.")
     if letter.status == "replayed":
         raise Invalid(
             f"Dead letter {letter.id} was replayed before",
@@ -176,7 +181,7 @@ def _replayable(letter: Letter) -> Letter:
 
 def _plain(letter: Letter) -> dict[str, object]:
     message = json.loads(encode(letter.message)) if letter.message else None
-    return {**asdict(letter), "message": message, "variant": letter.variant}
+    return {**asdict(letter), "message": message, "item": letter.item}
 
 
 def _pretty(letter: Letter) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from understudy.settings import Settings
 from understudy_cli.console import output
 from understudy_cli.machine import machine
-from understudy_cli.run import DataOption
+from understudy_cli.options import DataOption
 from understudy_cli.session import data_folder
 from understudy_cli.software import software
 

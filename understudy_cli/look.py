@@ -9,18 +9,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from understudy.belt.folds.runs import OVER
 from understudy.errors import Invalid
-from understudy_cli.client import Folder
 from understudy_cli.console import errors, output
-from understudy_cli.run import DataOption, ServerOption, report_page, show_report
+from understudy_cli.folder import Folder
+from understudy_cli.options import DataOption, RunArgument, ServerOption
+from understudy_cli.run import report_page, show_report
 from understudy_cli.session import data_folder, interruptible, lookup
+from understudy_cli.watch import counts
 from understudy_cli.watch import watch as follow
-
-RunArgument = Annotated[str, typer.Argument(help="The run's id; `understudy runs` lists them", show_default=False)]
 
 
 def watch(run: RunArgument, server: ServerOption = None, data: DataOption = None) -> None:
-    """Follow a run until it is over.
+    """Follow a run until it is over: where every item is, and what it waits for.
 
     \b
     understudy watch quickstart-0123456789
@@ -28,7 +29,7 @@ def watch(run: RunArgument, server: ServerOption = None, data: DataOption = None
     """
     with interruptible(), lookup(server, data_folder(data)) as source:
         state = source.run(run)
-        if isinstance(source, Folder) and state.status in ("queued", "running"):
+        if isinstance(source, Folder) and state.status not in OVER:
             raise Invalid(
                 f"Run {run} is not over and no stack is up",
                 "`understudy up`, or the command that began it, goes on with it.",
@@ -36,6 +37,8 @@ def watch(run: RunArgument, server: ServerOption = None, data: DataOption = None
         state = follow(source, state, output())
     if state.status == "failed":
         raise Invalid(f"Run {state.id} failed: {state.reason}")
+    if state.status == "cancelled":
+        raise Invalid(f"Run {state.id} was cancelled", "The command that began it takes it up again.")
 
 
 def report(
@@ -44,7 +47,7 @@ def report(
     data: DataOption = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser")] = False,
 ) -> None:
-    """Print the comparison table of a finished run, and where its page is.
+    """Print the comparison table of a run, and where its page is. Of a run that goes on or was cancelled: what was scored.
 
     \b
     understudy report quickstart-0123456789 --open
@@ -57,8 +60,12 @@ def report(
     raise typer.Exit(code)
 
 
-def runs(server: ServerOption = None, data: DataOption = None) -> None:
-    """List all runs, newest first.
+def runs(
+    server: ServerOption = None,
+    data: DataOption = None,
+    limit: Annotated[int, typer.Option(help="So many at most", min=1, max=10_000)] = 100,
+) -> None:
+    """List runs, newest first.
 
     \b
     understudy runs
@@ -66,18 +73,14 @@ def runs(server: ServerOption = None, data: DataOption = None) -> None:
     """
     folder = data_folder(data)
     with lookup(server, folder) as source:
-        states = source.runs()
-    table = Table("run", "status", "started", "variants", "base", box=None, header_style="bold")
-    for state in states:
-        stages = ", ".join(f"{name} ({variant.stage})" for name, variant in state.variants.items())
-        table.add_row(
-            state.id,
-            state.status,
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(state.created_at)),
-            stages,
-            state.recipe.base,
-        )
-    if states:
+        found, more = source.runs(limit)
+    table = Table("run", "status", "started", "items", "base", box=None, header_style="bold")
+    for run in found:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at))
+        table.add_row(run.id, run.status, started, counts(run), ", ".join(run.bases))
+    if found:
         output().print(table)
     else:
         errors().print(f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml")
+    if more:
+        errors().print(f"These are the newest {len(found)}; --limit shows more.")

@@ -6,8 +6,6 @@ Software is in `software.py`. Starts nothing and changes nothing.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from understudy.embedded.ports import holder, is_free
+from understudy.service.machine import available_memory, cores
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -40,8 +39,8 @@ def check(name: str, status: Status, detail: str, remedy: str) -> Check:
 
 def machine(data: Path, models: Path, port: int = 8000) -> Iterator[Check]:
     """Cores, memory, disk, data folder, port, bundled model."""
-    cores = len(os.sched_getaffinity(0))
-    yield check("cores", "ok" if cores >= 2 else "warn", str(cores), "It works, slowly: two or more are better.")
+    usable = cores()
+    yield check("cores", "ok" if usable >= 2 else "warn", str(usable), "It works, slowly: two or more are better.")
     memory = available_memory() / GIB
     yield check("memory", _grade(memory, 6, 4), f"{memory:.1f} GiB free", "The demo wants 6 GiB: close something.")
     disk = shutil.disk_usage(_existing(data)).free / GIB
@@ -53,18 +52,6 @@ def machine(data: Path, models: Path, port: int = 8000) -> Iterator[Check]:
 
 def _grade(value: float, good: float, enough: float) -> Status:
     return "ok" if value >= good else "warn" if value >= enough else "fail"
-
-
-def available_memory() -> int:
-    """Bytes this process may still take: the machine's, or its control group's where that is less."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    available = int(found[1]) * 1024 if found else 0
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else min(available, int(limit) - used)
 
 
 def _writable(data: Path) -> Check:

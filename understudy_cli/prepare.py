@@ -1,16 +1,18 @@
 """From the recipe file to the recipe that is sent: sources and base replaced as asked, local files checked and uploaded.
 
-Everything that can be wrong on this side is found before anything is started. Does not look inside data files (datagen does).
+Everything that can be wrong on this side is found before anything is started. Keys that the user did not write stay unset,
+because a run's id follows from what was written. Does not look inside data files (datagen does).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from understudy.errors import Invalid
-from understudy.recipe import Dataset, Evaluation, Recipe, load
+from understudy.recipe import Recipe, load
 
 FILE_ID = re.compile(r"file-[0-9A-Za-z]+")
 
@@ -21,16 +23,19 @@ def prepare(path: Path, sources: Sequence[str] = (), base: str | None = None, mo
     `models` is the folder of bundled bases: a name found there stays a name. Raises `Invalid` naming file and remedy.
     """
     recipe = load(path)
-    datasets = dict(recipe.datasets)
-    for given in sources:
-        name, file = _named(given, recipe)
-        datasets[name] = datasets[name].model_copy(update={"source": str(Path(file).expanduser().absolute())})
-    recipe = recipe.model_copy(
-        update={
-            "datasets": datasets,
-            "base": _base(base, Path(), models) if base else _base(recipe.base, path.parent, models),
-        }
-    )
+    changes: dict[str, Any] = {}
+    if sources:
+        changes["datasets"] = dict(recipe.datasets)
+        for given in sources:
+            name, file = _named(given, recipe)
+            absolute = str(Path(file).expanduser().absolute())
+            changes["datasets"][name] = changes["datasets"][name].model_copy(update={"source": absolute})
+    if base:
+        changes["base"] = _base(base, Path(), models)
+    elif "base" in recipe.model_fields_set:
+        found = tuple(_base(each, path.parent, models) for each in recipe.bases())
+        changes["base"] = found[0] if isinstance(recipe.base, str) else found
+    recipe = recipe.model_copy(update=changes)
     return map_files(recipe, lambda source, where: str(_checked(path.parent, source, where)))
 
 
@@ -46,18 +51,21 @@ def map_files(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
     def changed(source: str, where: str) -> str:
         return source if source.startswith("hf:") or FILE_ID.fullmatch(source) else change(source, where)
 
-    datasets: Mapping[str, Dataset] = {
-        name: dataset.model_copy(update={"source": changed(dataset.source, f"datasets.{name}.source")})
-        for name, dataset in recipe.datasets.items()
+    changes: dict[str, Any] = {
+        "datasets": {
+            name: dataset.model_copy(update={"source": changed(dataset.source, f"datasets.{name}.source")})
+            for name, dataset in recipe.datasets.items()
+        }
     }
-    panels = {
-        name: panel.model_copy(update={"prompts": changed(panel.prompts, f"evaluation.panels.{name}.prompts")})
-        if panel.prompts
-        else panel
-        for name, panel in recipe.evaluation.panels.items()
-    }
-    evaluation: Evaluation = recipe.evaluation.model_copy(update={"panels": panels})
-    return recipe.model_copy(update={"datasets": dict(datasets), "evaluation": evaluation})
+    if recipe.evaluation.panels:
+        panels = {
+            name: panel.model_copy(update={"prompts": changed(panel.prompts, f"evaluation.panels.{name}.prompts")})
+            if panel.prompts
+            else panel
+            for name, panel in recipe.evaluation.panels.items()
+        }
+        changes["evaluation"] = recipe.evaluation.model_copy(update={"panels": panels})
+    return recipe.model_copy(update=changes)
 
 
 def _named(given: str, recipe: Recipe) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """`understudy run`: a recipe from the file to the comparison table.
 
-Resumes by design: the run's id is a digest of the recipe with its files, so the same command finds the same run.
+Resumes by design: the run's id is a digest of the recipe with its files, so the same command finds the same run. Does not
+decide what is done again: the server does.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import typer
 from rich.console import Console
 
 from understudy.bases import resolve
-from understudy.belt.folds.runs import RunState
+from understudy.belt.folds.runs import OVER, RunState
 from understudy.errors import Invalid, disk_full
 from understudy.recipe import Recipe
 from understudy.settings import Settings
-from understudy_cli.client import Gateway, NotThere, Runs
+from understudy_cli.client import Gateway, NotThere, Source
 from understudy_cli.console import errors, output
+from understudy_cli.options import BaseOption, DataOption, RecipeArgument, ServerOption, SourceOption
 from understudy_cli.prepare import prepare, upload
 from understudy_cli.session import data_folder, interruptible, session
 from understudy_cli.table import comparison, headline
 from understudy_cli.watch import watch
 
 SOME_FAILED = 3
-"""Exit code when there is a report, but not of every variant."""
+"""Exit code when there is a report, but not of every item."""
 INTERRUPTED = (
     "Interrupted. Everything done so far is kept in {data}: run the same command again and it goes on where it stood."
 )
@@ -33,29 +35,11 @@ INTERRUPTED_REMOTE = (
     "Interrupted here; the run goes on at {server}. The same command, or `understudy watch`, shows it again."
 )
 
-ServerOption = Annotated[
-    str | None, typer.Option(help="Gateway to use instead of a local one, e.g. http://gpu-box:8000")
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder for everything a stack keeps (default: UNDERSTUDY_DATA, or .understudy here)", show_default=False
-    ),
-]
-
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file", show_default=False)],
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Your own table in place of the recipe's: FILE for its first `classify` dataset, NAME=FILE for another"
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Base model in place of the recipe's: bundled name, folder, or owner/name@revision"),
-    ] = None,
+    recipe: RecipeArgument,
+    source: SourceOption = None,
+    base: BaseOption = None,
     server: ServerOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if this run was made before")] = False,
     data: DataOption = None,
@@ -71,19 +55,22 @@ def run(
     understudy run my.yaml --source train=a.csv --base ./my-model --keep-up
     understudy run my.yaml --server http://gpu-box:8000
 
-    Interrupt it at any time: the same command resumes. Once finished, the same command shows the result again at once.
-    Exit code: 0 all variants compared, 3 some failed, 1 no report, 130 interrupted.
+    Interrupt it at any time: the same command resumes. Once finished, the same command shows the result again at once; what
+    failed or was cancelled is tried again.
+    Exit code: 0 everything compared, 3 a report, but some items failed or were cancelled, 1 no report, 130 interrupted.
+    `understudy plan` says beforehand what it will take.
     """
     out, err, folder = output(), errors(), data_folder(data)
     models = None if server else Settings().models
     ready = prepare(recipe, source or (), base, models)
     if models:
-        resolve(ready.base, models)  # says at once what would only fail after the services are up
+        for reference in ready.bases():
+            resolve(reference, models)  # says at once what would only fail after the services are up
     note = INTERRUPTED_REMOTE.format(server=server) if server else INTERRUPTED.format(data=folder)
     with interruptible(note), session(server, folder, err) as at, Gateway(at.url) as gateway:
         ready = upload(ready, gateway.upload)
         state = begin(gateway, ready, fresh, err)
-        state = watch(gateway, state, err, at.check) if state.status != "finished" else state
+        state = watch(gateway, state, err, at.check) if state.status not in OVER else state
         code = show_report(gateway, state, folder, out)
         if keep_up and at.stack:
             err.print(f"\nServing on {at.url}/v1 until Ctrl-C.")
@@ -93,42 +80,51 @@ def run(
 
 
 def begin(gateway: Gateway, recipe: Recipe, fresh: bool, err: Console) -> RunState:
-    """Ask for the run, or find it: the latest attempt counts, unless it failed or a fresh one is wanted."""
-
-    def say(line: str) -> None:
-        err.print(line)
-
+    """Ask for the run; the latest attempt counts, unless a fresh one is wanted. The server takes up what is not complete."""
     state, attempt = None, ""
     for number in count(1):
-        attempt = str(number) if number > 1 else ""
+        word = str(number) if number > 1 else ""
         try:
-            found = gateway.run(recipe.run_id(attempt))
+            state, attempt = gateway.run(recipe.run_id(word)), word
         except NotThere:
             break
-        state = found
-    if state and not fresh and state.status != "failed":
-        say(
-            f"Run {state.id} {'was finished before; --fresh starts anew.' if state.status == 'finished' else 'goes on.'}"
-        )
-        return state
     if state and not fresh:
-        say(f"Run {state.id} failed: {state.reason} Trying again.")
-    state = gateway.start(recipe, attempt)
-    say(f"Run {state.id}{f' (attempt {attempt})' if attempt else ''} started.")
+        err.print(f"Run {state.id} {standing(state)}")
+        return gateway.start(recipe, attempt)
+    state = gateway.start(recipe, word)
+    err.print(f"Run {state.id}{f' (attempt {word})' if word else ''} started.")
     return state
 
 
-def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
-    """Print the table, headline and page of a run that is over; returns the exit code. Raises `Invalid` when there is no report."""
+def standing(state: RunState) -> str:
+    """What is said about a run that is asked for again."""
+    if state.status == "failed":
+        return f"failed: {state.reason or 'nothing came through.'} Trying again."
+    if state.status == "cancelled":
+        return "was cancelled; taking it up again."
     if state.status != "finished":
-        raise Invalid(
-            f"Run {state.id} failed: {state.reason}"
-            if state.status == "failed"
-            else f"Run {state.id} has no report yet"
-        )
+        return "goes on."
+    if lost := lost_items(state):
+        return f"was finished before, but for {', '.join(lost)}; trying again."
+    return "was finished before; --fresh starts anew."
+
+
+def lost_items(state: RunState) -> list[str]:
+    """Items that did not come through."""
+    return [name for name, item in state.items.items() if item.stage in ("failed", "cancelled")]
+
+
+def show_report(source: Source, state: RunState, data: Path, out: Console) -> int:
+    """Print the table, headline and page of a run; returns the exit code. Raises `Invalid` when there is no report."""
+    if state.report is None:
+        ends = {"failed": f"failed: {state.reason}", "cancelled": "was cancelled before anything was scored"}
+        raise Invalid(f"Run {state.id} {ends.get(state.status, 'has no report yet')}")
     report, page = source.report(state)
     out.print(comparison(report))
     out.print(f"\n{headline(report)}")
+    if state.status != "finished":
+        how = {"cancelled": "was cancelled", "failed": f"failed: {state.reason}"}.get(state.status, "goes on")
+        out.print(f"The run {how}; this is what was scored.")
     path = report_page(data, state.id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,10 +133,10 @@ def show_report(source: Runs, state: RunState, data: Path, out: Console) -> int:
         raise disk_full(error, path) or Invalid(
             f"Cannot write {path}: {error.strerror}", "Choose another folder with --data."
         ) from error
-    for name in [variant.model for variant in state.variants.values() if variant.model][-1:]:
+    for name in [item.model for item in state.items.values() if item.model][-1:]:
         out.print(f"Talk to it: understudy chat {name}")
     out.print(f"Report: {path}")
-    return SOME_FAILED if report["failed"] else 0
+    return SOME_FAILED if state.status != "finished" or lost_items(state) else 0
 
 
 def report_page(data: Path, run: str) -> Path:

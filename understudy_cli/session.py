@@ -21,7 +21,8 @@ from understudy.embedded.stack import Stack
 from understudy.embedded.stackfile import running
 from understudy.errors import Fatal, Transient
 from understudy.settings import Settings
-from understudy_cli.client import Folder, Gateway, Runs
+from understudy_cli.client import Gateway, Source
+from understudy_cli.folder import Folder
 
 
 class Terminated(KeyboardInterrupt):
@@ -82,8 +83,8 @@ def started(data: Path, port: int, err: Console, base: str | None = None) -> Ite
 
 
 @contextmanager
-def lookup(server: str | None, data: Path) -> Iterator[Runs]:
-    """Where to look up runs: a server, or the data folder when nothing is up. On a bus of others, their endpoint."""
+def lookup(server: str | None, data: Path) -> Iterator[Source]:
+    """Where runs and models are: a server, or the data folder when nothing is up. On a bus of others, their endpoint."""
     settings = Settings()
     url = server or running(data) or (settings.gateway if settings.bus else None)
     if url:

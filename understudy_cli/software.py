@@ -71,7 +71,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _torch() -> Check:
-    version, cuda = _version("torch"), _cuda("torch")
+    version, cuda = _version("torch"), cuda_build("torch")
     if version is None:
         return Check("torch", "fail", "not installed", "`make install`, or pip install 'understudy[trainer]'")
     vision = _version("torchvision")
@@ -98,7 +98,7 @@ def _gpu() -> Check:
     except (OSError, subprocess.SubprocessError) as error:
         return Check("GPU", "warn", f"nvidia-smi does not work: {error}", "Check the driver.")
     gpus = "; ".join(answer.stdout.strip().splitlines()) or "none"
-    usable = gpus == "none" or _cuda("torch")
+    usable = gpus == "none" or cuda_build("torch")
     detail = gpus if usable else f"{gpus}, but torch is built for CPUs"
     return check("GPU", "ok" if usable else "warn", detail, "Install a CUDA build of torch and understudy[engine-gpu].")
 
@@ -110,7 +110,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _cuda(package: str) -> str | None:
+def cuda_build(package: str) -> str | None:
     """The CUDA version that torch is built for, from its version.py."""
     spec = importlib.util.find_spec(package)
     if not spec or not spec.origin:

@@ -10,12 +10,11 @@ import typer
 from rich.table import Table
 
 from understudy.belt.bus import Bus
-from understudy.belt.contracts import STATIONS
 from understudy.belt.folds.letters import Letters
 from understudy.belt.topics import DAY, TABLE
-from understudy_cli.client import bus_of
 from understudy_cli.console import errors, output
-from understudy_cli.run import DataOption
+from understudy_cli.folder import bus_of
+from understudy_cli.options import DataOption
 from understudy_cli.session import data_folder
 
 
@@ -25,19 +24,19 @@ def topics(
         bool,
         typer.Option(
             "--json",
-            help="For programs: a list of {topic, partitions, kept_seconds, messages, lag, dead_letters, open}",
+            help="For programs: a list of {topic, partitions, kept_seconds, messages, group, lag, dead_letters, open}",
         ),
     ] = False,
 ) -> None:
-    """List the topics: how much is on each, and how far every station is behind.
+    """List the topics: how much is on each, and how far those who work on it are behind.
 
     \b
     understudy topics
     understudy topics --json | jq '.[] | select(.open > 0)'
 
-    lag: messages that a station has not finished yet, the one in its hands included. A dash: it never came up.
+    lag: messages that the topic's group has not finished yet, those in hand included. A dash: it never came up.
 
-    dead letters: messages taken from this topic that a station gave up, and how many of them nobody replayed yet.
+    dead letters: messages taken from this topic that a station gave up, and how many of them still wait for you.
 
     The bus is the one that UNDERSTUDY_BUS names, else the one in the data folder.
     """
@@ -51,9 +50,8 @@ def topics(
         for column in ("topic", "partitions", "kept", "messages", "lag", "dead letters"):
             table.add_column(column, justify="right" if column in ("partitions", "messages") else "left")
         for row in rows:
-            lag = ", ".join(
-                f"{group} {'-' if behind is None else f'{behind:,}'}" for group, behind in row["lag"].items()
-            )
+            behind = "-" if row["lag"] is None else f"{row['lag']:,}"
+            lag = f"{row['group']} {behind}" if row["group"] else ""
             dead = f"{row['dead_letters']:,} ({row['open']:,} open)" if row["dead_letters"] else ""
             kept = f"{row['kept_seconds'] // DAY} days" if row["kept_seconds"] else "for ever"
             table.add_row(row["topic"], str(row["partitions"]), kept, f"{row['messages']:,}", lag, dead)
@@ -70,14 +68,15 @@ def _rows(bus: Bus) -> list[dict[str, Any]]:
             messages[record.topic] += 1
             letters.read(record)
     dead = letters.all()
-    lags = {station: bus.lag(station) for station in STATIONS}
+    lags = {topic.group: bus.lag(topic.group) for topic in TABLE if topic.group}
     return [
         {
             "topic": topic.name,
             "partitions": topic.partitions,
             "kept_seconds": topic.retention,
             "messages": messages[topic.name],
-            "lag": {station: lags[station].get(topic.name) for station in topic.consumers},
+            "group": topic.group,
+            "lag": lags[topic.group].get(topic.name) if topic.group else None,
             "dead_letters": sum(letter.topic == topic.name for letter in dead),
             "open": sum(letter.topic == topic.name and letter.status == "open" for letter in dead),
         }

@@ -9,7 +9,7 @@ import typer
 from understudy.embedded.stackfile import running
 from understudy.errors import Invalid
 from understudy_cli.console import errors
-from understudy_cli.run import DataOption
+from understudy_cli.options import DataOption
 from understudy_cli.session import data_folder, interruptible, started
 
 BANNER = """

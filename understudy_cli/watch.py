@@ -17,27 +17,29 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.belt.contracts import STATIONS, Progress, Station
-from understudy.belt.folds.runs import AT, RunState, VariantState
-from understudy_cli.client import NotThere, Runs, Unreachable
+from understudy.belt.folds.runs import AT, OVER, ItemState, RunState, RunSummary
+from understudy_cli.client import NotThere, Source, Unreachable
 
 EVERY = 0.3
 PATIENCE = 60.0
 """Seconds without an answer before we give up."""
 MILESTONES = 5
 """How many plain lines one long step may take."""
+MOST_ROWS = 12
+"""Items of a run up to which the live view shows also those that ended."""
 
 Show = Callable[[RunState, float, bool], None]
 """(state, seconds watched, whether the gateway is silent)"""
 
 
 def watch(
-    source: Runs,
+    source: Source,
     state: RunState,
     console: Console,
     check: Callable[[], None] = lambda: None,
     patience: float = PATIENCE,
 ) -> RunState:
-    """Show the run, known as `state` so far, until it is finished or failed; returns its last state.
+    """Show the run, known as `state` so far, until it is over; returns its last state.
 
     `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotThere` when that is all we hear for
     `patience` seconds: a gateway that was restarted knows nothing until it has read the log.
@@ -47,7 +49,7 @@ def watch(
     with _live(console) if console.is_terminal else _plain(console) as show:
         while True:
             show(state, time.monotonic() - started, silent)
-            if state.status in ("finished", "failed"):
+            if state.status in OVER:
                 return state
             time.sleep(EVERY)
             check()
@@ -83,21 +85,25 @@ def _plain(console: Console) -> Iterator[Show]:
 
 
 def changes(state: RunState) -> dict[str, tuple[str, str]]:
-    """What to say in plain text about the run and each variant: name -> (key that changes when it is worth a line, line)."""
+    """What to say in plain text about the run and each item: name -> (key that changes when it is worth a line, line)."""
     lines = {}
-    if state.progress:
+    if state.status == "cancelled":
+        lines["(run)"] = ("cancelled", "cancelled")
+    elif state.progress:
         lines["(run)"] = _line(state.progress.station, state.progress)
-    for name, variant in state.variants.items():
-        if variant.stage in ("scored", "failed"):
-            lines[name] = (variant.stage, f"failed: {variant.reason}" if variant.stage == "failed" else "scored")
-        elif variant.stage != "waiting":
-            lines[name] = _line(AT[variant.stage], variant.progress)
+    for name, item in state.items.items():
+        if item.stage == "failed":
+            lines[name] = ("failed", f"failed: {item.reason}")
+        elif item.stage in ("scored", "served", "cancelled"):
+            lines[name] = (item.stage, item.stage)
+        elif item.progress:
+            lines[name] = _line(AT[item.stage], item.progress)
+        elif item.reason:  # its place changes often, what it waits for does not
+            lines[name] = (item.reason.partition(":")[0], item.reason)
     return lines
 
 
-def _line(station: Station, progress: Progress | None) -> tuple[str, str]:
-    if progress is None:
-        return f"{station}", f"{station}"
+def _line(station: Station, progress: Progress) -> tuple[str, str]:
     share = progress.done * MILESTONES // progress.total if progress.total else 0
     counted = f" {progress.done:,}/{progress.total:,}" if progress.total else ""
     line = f"{station}: {progress.step}{counted} {figures(progress)}".rstrip()
@@ -105,26 +111,42 @@ def _line(station: Station, progress: Progress | None) -> tuple[str, str]:
 
 
 def view(state: RunState, elapsed: float, silent: bool) -> RenderableType:
-    """The panel of one run: for each variant its stations, and below them what it is doing; fits into 80 columns."""
+    """The panel of one run: for each item its stations, and below them what it is doing or waiting for; fits into 80 columns.
+
+    Of a run with many items those that ended are only counted.
+    """
     table = Table.grid(padding=(0, 2))
-    if state.progress and state.status in ("queued", "running"):
+    if state.progress and state.status not in OVER:
         table.add_row(Text("run", style="bold"), _doing(state.progress))
-    for name, variant in state.variants.items():
-        table.add_row(Text(name, style="bold", overflow="fold"), _stations(variant))
-        if variant.stage == "failed":
-            table.add_row("", Text(variant.reason or "", style="red"))
-        elif variant.progress and variant.stage in AT:
-            table.add_row("", _doing(variant.progress))
+    ended = {name for name, item in state.items.items() if item.stage not in AT}
+    if len(state.items) > MOST_ROWS and ended:
+        table.add_row(Text("ended", style="bold"), Text(counts(state)))
+    for name, item in state.items.items():
+        if name in ended and len(state.items) > MOST_ROWS and item.stage != "failed":
+            continue
+        table.add_row(Text(name, style="bold", overflow="fold"), _stations(item))
+        if item.progress and item.stage in AT:
+            table.add_row("", _doing(item.progress))
+        elif item.reason and item.stage != "waiting":
+            table.add_row("", Text(item.reason, style="red" if item.stage == "failed" else "dim"))
     note = "reconnecting …" if silent else state.status
     color = {"finished": "green", "failed": "red"}.get(state.status, "yellow" if silent else "cyan")
     return Panel(table, title=Text(state.id), subtitle=f"{note} · {duration(elapsed)}", border_style=color)
 
 
-def _stations(variant: VariantState) -> Text:
-    """datagen ✓ → trainer ● → ..., in the order of the belt."""
-    if variant.stage == "failed":
-        return Text("failed", style="red")
-    here = STATIONS.index(AT[variant.stage]) if variant.stage in AT else len(STATIONS)
+def counts(state: RunSummary) -> str:
+    """`3 scored, 1 failed`: how many items are in each stage, in the order of the belt."""
+    order = [*AT, "served", "scored", "failed", "cancelled"]
+    return ", ".join(f"{state.stages[stage]} {stage}" for stage in sorted(state.stages, key=order.index))
+
+
+def _stations(item: ItemState) -> Text:
+    """datagen ✓ → trainer ● → ..., in the order of the belt; what waits to be let on says for what, what ended says how."""
+    if item.stage == "waiting":
+        return Text(item.reason or "waiting", style="dim")
+    if item.stage not in ("scored", *AT):
+        return Text(item.stage, style="red" if item.stage == "failed" else "green" if item.stage == "served" else "dim")
+    here = STATIONS.index(AT[item.stage]) if item.stage in AT else len(STATIONS)
     text = Text()
     for index, station in enumerate(STATIONS):
         mark, style = ("✓", "green") if index < here else ("●", "cyan") if index == here else ("·", "dim")

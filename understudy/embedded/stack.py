@@ -22,6 +22,7 @@ from typing import Self
 
 import httpx
 
+from understudy.belt.bus.connect import connect
 from understudy.belt.contracts import STATIONS
 from understudy.embedded.ports import free_ports, holder, is_free
 from understudy.embedded.stackfile import announce, forget, lock
@@ -29,6 +30,7 @@ from understudy.errors import FATAL_EXIT, Fatal, disk_full
 from understudy.service.child import Child
 from understudy.service.log import last_words, rotate
 from understudy.settings import PROJECT, Settings
+from understudy.store.artifacts import FsspecArtifactStore
 
 GATEWAY = "inference"
 """The service that has the public port; it goes last, because the others ask it."""
@@ -87,6 +89,7 @@ class Stack:
         """Take the data folder and the port, start all services; they are not ready yet."""
         self._lock_fd = lock(self.data)
         try:
+            _check_versions(self.data)
             self._take_port()
             spare = (port for port in free_ports(len(self.commands) + 1) if port != self.port)
             ports = {name: self.port if name == GATEWAY else next(spare) for name in self.commands}
@@ -243,6 +246,15 @@ class Stack:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (service.deaths - 1))
         service.restart_at = now + pause
         self.say(f"{service.name} {how}; starting it again")
+
+
+def _check_versions(data: Path) -> None:
+    """Raise `Fatal` when bus or store in the folder are of another version: one sentence, before four services say it."""
+    settings = Settings(data=data)
+    if not settings.bus:
+        connect(settings).close()
+    if not settings.artifacts:
+        FsspecArtifactStore(settings.artifact_url(), settings.cache()).check()
 
 
 def _not_ready(client: httpx.Client, port: int) -> str | None:

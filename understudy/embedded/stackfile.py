@@ -1,7 +1,7 @@
 """What a running stack leaves in its data folder: the lock (who is up), `stack.json` (where), and the logs.
 
     <data>/stack.lock     held by flock while a stack is up, so it dies with the process, however that ends; holds the pid
-    <data>/stack.json     {url, pid, ports}, there only while the stack is ready
+    <data>/stack.json     {version, url, pid, ports}, there only while the stack is ready
     <data>/logs/*.log     what each service said; one older generation is kept
 
 Does not start anything (`stack.py`).
@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from understudy.errors import Fatal, disk_full
+
+VERSION = 1
+"""Of the form of `stack.json`. Whoever reads it ignores what it does not know."""
 
 
 def lock(data: Path) -> int:
@@ -43,7 +46,8 @@ def lock(data: Path) -> int:
 def announce(data: Path, url: str, ports: Mapping[str, int]) -> None:
     """Tell everyone where the stack answers."""
     partial = data / "stack.partial"
-    partial.write_text(json.dumps({"url": url, "pid": os.getpid(), "ports": dict(ports)}), encoding="utf-8")
+    content = {"version": VERSION, "url": url, "pid": os.getpid(), "ports": dict(ports)}
+    partial.write_text(json.dumps(content), encoding="utf-8")
     partial.replace(data / "stack.json")
 
 

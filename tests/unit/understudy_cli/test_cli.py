@@ -120,23 +120,119 @@ def test_same_command_again_shows_the_result_and_fresh_starts_anew(cli: Cli, ser
     assert cli("run", path, "--server", server)[1] == out
 
 
-def test_failed_run_says_why_and_the_same_command_tries_again(cli: Cli, server: str, tmp_path: Path) -> None:
-    """The reason is on stderr, the exit code is 1, and a second try is a new attempt instead of the old failure."""
+def test_failed_run_says_why_and_the_same_command_tries_it_again(cli: Cli, server: str, tmp_path: Path) -> None:
+    """The reason is on stderr, the exit code is 1, and a second try takes up the same run instead of showing the old failure."""
     path = recipe(tmp_path, "doomed")
     code, _, err = cli("run", path, "--server", server)
     assert code == 1
     assert "the data was no good" in err
     code, _, err = cli("run", path, "--server", server)
     assert code == 1
-    assert "Trying again" in err
-    assert "attempt 2" in err
+    assert "failed: the data was no good. Trying again." in err
+    assert "trainer: training" in err, "it was worked on again"
+    assert cli("runs", "--server", server)[1].count("doomed-") == 1
 
 
-def test_report_without_a_variant_is_exit_code_3(cli: Cli, server: str, tmp_path: Path) -> None:
-    """There is a table, the failed variant is named with its reason, and a script can tell."""
-    code, out, _ = cli("run", recipe(tmp_path, "patchy"), "--server", server)
+def test_report_without_an_item_is_exit_code_3_and_the_same_command_tries_that_again(
+    cli: Cli, server: str, tmp_path: Path
+) -> None:
+    """There is a table, the failed item is named with its reason, a script can tell; asked again, only it is missing."""
+    path = recipe(tmp_path, "patchy")
+    code, out, _ = cli("run", path, "--server", server)
     assert code == 3
     assert "mine FAILED: the trainer ran out of ideas" in out
+    code, out, err = cli("run", path, "--server", server)
+    assert code == 0
+    assert "was finished before, but for mine; trying again." in err
+    assert "FAILED" not in out
+
+
+def test_cancelling_a_run_ends_who_watches_it_and_the_same_command_takes_it_up_again(
+    cli: Cli, server: str, tmp_path: Path
+) -> None:
+    """Whoever cancels: the watch ends with that word, exit code 3 because something was scored before."""
+    path = recipe(tmp_path, "slow")
+    with understudy("run", path, "--server", server) as process:
+        assert process.stderr
+        assert process.stdout
+        seen = ""
+        while "training" not in seen:
+            seen += process.stderr.readline()
+        run = seen.split()[1]
+        code, out, _ = cli("cancel", run, "--server", server)
+        assert (code, out) == (0, f"Run {run} is cancelled. How it ends: understudy watch {run}\n")
+        said = process.stdout.read()
+        assert "run: cancelled" in process.stderr.read()
+        assert "The run was cancelled; this is what was scored." in said
+        assert process.wait(20) == 3
+    code, _, err = cli("watch", run, "--server", server)
+    assert code == 1
+    assert f"Run {run} was cancelled" in err
+    code, out, _ = cli("cancel", run, "--server", server)
+    assert (code, out) == (0, f"Run {run} is over (cancelled): there is nothing to cancel.\n")
+    with understudy("run", path, "--server", server) as process:
+        assert process.stderr
+        assert f"Run {run} was cancelled; taking it up again." in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_cancelling_an_item_leaves_the_others(cli: Cli, server: str, tmp_path: Path) -> None:
+    """An unknown item is named with the nearest; a run without an item has exit code 3."""
+    path = recipe(tmp_path, "slow", seed="3")
+    with understudy("run", path, "--server", server) as process:
+        assert process.stderr
+        assert process.stdout
+        run = process.stderr.readline().split()[1]
+        code, _, err = cli("cancel", run, "mime", "--server", server)
+        assert code == 1
+        assert "did you mean `mine`?" in err
+        code, out, _ = cli("cancel", run, "mine", "--server", server)
+        assert (code, out.startswith(f"Item mine of run {run} is cancelled.")) == (0, True)
+        assert "over (cancelled)" in cli("cancel", run, "mine", "--server", server)[1]
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+def test_delete_asks_first_and_says_what_was_freed(
+    cli: Cli, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can be asked it wants --yes; the page that was kept here goes too."""
+    out = cli("run", recipe(tmp_path, "quick", seed="5"), "--server", server)[1]
+    page = Path(out.split("Report: ")[1].strip())
+    run = page.stem
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    code, _, err = cli("delete", run, "--server", server)
+    assert code == 1
+    assert "Add --yes" in err
+    assert page.exists()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    asked: list[str] = []
+    monkeypatch.setattr("typer.confirm", lambda question, **_: asked.append(question))
+    code, out, _ = cli("delete", run, "--server", server)
+    assert (code, out) == (0, f"Run {run} is deleted; 3.0 MiB were freed.\n")
+    assert asked == [f"Delete run {run} (finished: 2 scored) and all that it made?"]
+    assert not page.exists()
+    code, _, err = cli("delete", run, "--yes", "--server", server)
+    assert code == 1
+    assert run in err
+
+
+def test_logs_are_printed_as_the_server_has_them(cli: Cli, server: str, tmp_path: Path) -> None:
+    out = cli("run", recipe(tmp_path, "quick", seed="6"), "--server", server)[1]
+    run = Path(out.split("Report: ")[1].strip()).stem
+    assert cli("logs", run, "--server", server)[1] == "12:00:00  the run: asked for\n"
+    assert cli("logs", run, "mine", "--server", server)[1] == "12:00:00  mine: asked for\n"
+    assert "no item `nine`" in cli("logs", run, "nine", "--server", server)[2]
+
+
+def test_runs_shows_the_newest_and_says_that_there_are_more(cli: Cli, server: str, tmp_path: Path) -> None:
+    for seed in ("7", "8"):
+        assert cli("run", recipe(tmp_path, "many", seed=seed), "--server", server)[0] == 0
+    code, out, err = cli("runs", "--limit", "1", "--server", server)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert "--limit shows more" in err
 
 
 def test_source_and_base_replace_those_of_the_recipe(cli: Cli, server: str, tmp_path: Path) -> None:
@@ -270,7 +366,7 @@ def understudy(*arguments: str) -> subprocess.Popen[str]:
     """The command as a process of its own, with the small services."""
     script = (
         "import json, sys\n"
-        "from understudy import stack\n"
+        "from understudy.embedded import stack\n"
         "stack.COMMANDS = json.loads(sys.argv[1])\n"
         "from understudy_cli import main\n"
         "main(sys.argv[2:])"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -248,14 +250,24 @@ def test_stale_file_of_another_process_is_not_believed(tmp_path: Path) -> None:
     assert running(tmp_path) is None
 
 
-def test_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logs do not grow for ever; the older half stays readable."""
-    monkeypatch.setattr(stackfile, "MAX_LOG_BYTES", 10)
-    log = tmp_path / "trainer.log"
-    log.write_text("short")
-    stackfile.rotate(log)
-    assert log.exists()
-    log.write_text("no longer short")
-    stackfile.rotate(log)
-    assert not log.exists()
-    assert (tmp_path / "trainer.log.1").read_text() == "no longer short"
+def test_folder_of_an_older_version_is_refused_in_one_sentence_before_anything_starts(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]
+) -> None:
+    """An old bus, then an old store: neither is touched, no service is started, the folder is free again."""
+    data = tmp_path / "data"
+    data.mkdir()
+    with contextlib.closing(sqlite3.connect(data / "bus.sqlite")) as db:
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(Fatal, match=r"bus\.sqlite was written by an Understudy before version 0\.2\. .*--data"):
+        Stack(data, commands=commands()).start()
+    (data / "bus.sqlite").unlink()
+    (data / "artifacts" / "refs" / "runs").mkdir(parents=True)
+    (data / "artifacts" / "refs" / "runs" / "old.json").write_text('{"uri": "x", "sha256": "0"}')
+    with pytest.raises(Fatal, match=r"artifact store .* was written by an Understudy before version 0\.2"):
+        Stack(data, commands=commands()).start()
+    assert not (data / "marks").exists()
+    assert running(data) is None
+
+
+def test_stack_file_has_a_version(stack: Stack) -> None:
+    assert json.loads((stack.data / "stack.json").read_text())["version"] == stackfile.VERSION

@@ -172,7 +172,7 @@ def test_garbage_is_listed_shown_harmlessly_and_refused(cli: Cli, bus: EmbeddedB
     assert code == 0
     assert "\x1b" not in out, "garbage must not steer the terminal"
     assert "\\x1b[31m" in out
-    assert '"type": "run.requested.v1", not json' in out
+    assert '"type": "run.requested.v2", not json' in out
     code, _, err = cli("deadletters", "replay", letters["r"]["id"], name)
     assert code == 1
     assert "what lay on run-requested is no message of the belt" in err
