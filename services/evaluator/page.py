@@ -44,7 +44,7 @@ def render(report: Report) -> str:
         bases=bases,
         base_of={name: plan.base_of(plan.item(name)).name for name in report.items} if len(bases) > 1 else {},
         compared=words.compared(report),
-        others=words.others(report),
+        others=words.others(report, plan),
         prompt_panels={name for name, panel in plan.panels.items() if panel.prompts},
         colour={item.name: number % COLOURS for number, item in enumerate(plan.items)},
         words=words,

@@ -91,10 +91,12 @@ def the(item: str) -> str:
     return "the base" if item == BASE else item
 
 
-def others(report: Report) -> str:
+def others(report: Report, plan: Plan) -> str:
     """What items are held against, in a sentence about all of them."""
-    found = set(report.compared_with.values())
-    return the(found.pop()) if len(found) == 1 else "what it is compared with"
+    found = [plan.item(name) for name in sorted(set(report.compared_with.values()))]
+    if len(found) == 1:
+        return the(found[0].name)
+    return "what it is compared with" if any(item.stages or item.model for item in found) else "its base"
 
 
 def compared(report: Report) -> list[str]:

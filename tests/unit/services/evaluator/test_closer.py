@@ -307,6 +307,7 @@ def test_killed_between_taking_and_committing_the_next_process_says_the_same(
             r.scored(name, generation=2)
     with lanes(bus, tmp_path, groups=[]) as living:
         living.kernel.reader.caught_up.wait()
+        history: list[tuple[Record, list[Message]]] = []
         old = Closer(store, Plans(store), living.kernel.control, living.kernel.reader)
         while True:
             control = Control(history=True)
@@ -320,6 +321,10 @@ def test_killed_between_taking_and_committing_the_next_process_says_the_same(
             subscription, record, outputs = twice
             assert outputs == survivor[2] == killed[2]
             subscription.commit(record, outputs)
+            history.append((record, outputs))
+        for record, outputs in dice.sample(history, 5):  # a position of the group that was set back
+            message = decode(record.value)
+            assert list(old.turn(message, record)) == outputs
     for generation in (1, 2):
         assert set(Counter(r.riding(generation)).values()) == {1}
     [cancelled, finished] = r.reports()

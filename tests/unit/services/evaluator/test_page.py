@@ -202,7 +202,7 @@ def test_each_variant_is_held_against_its_own_base(two_bases: tuple[World, Quest
     assert not reader.open
     assert "2 fine-tuned variants and 2 untouched bases on seedling and tiny" in " ".join(reader.text.split())
     assert "tuned@tinyon tiny" in reader.text, "which base it has"
-    assert "Difference from what it is compared with" in reader.text
+    assert "Difference from its base" in reader.text
 
 
 def test_a_base_that_was_not_scored_takes_the_differences_from_its_own_variants_only(

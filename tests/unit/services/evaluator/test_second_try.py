@@ -79,9 +79,7 @@ def test_repaired_and_replayed_the_run_ends_with_all_items(
         [row] = out.splitlines()[1:]
         name = row.split()[0]
         assert code == 0
-        assert all(
-            word in row for word in ("open", "r1", "tuned", "evaluator", "scoring-requested", "no model tuned")
-        )
+        assert all(word in row for word in ("open", "r1", "tuned", "evaluator", "scoring-requested", "no model tuned"))
         assert '"item": "tuned"' in cli("deadletters", "show", name)[1]
         rows = {row["topic"]: row for row in json.loads(cli("topics", "--json")[1])}
         asked = rows["scoring-requested"]

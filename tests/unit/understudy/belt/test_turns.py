@@ -178,6 +178,12 @@ def test_the_next_generation_lets_go_exactly_what_has_not_come_through(
     assert turns.ends(belt.book, PLAN).successes.keys() == set(NAMES)
 
 
+def test_a_generation_that_begins_while_another_still_rides_lets_go_anew() -> None:
+    riding = book_of([made(), came_through("item0")])
+    assert turns.released(riding, turns.apply(riding, made(2)), PLAN, 3) == tuple(NAMES[1:4])
+    assert turns.released(riding, turns.apply(riding, made(1, attempt=2)), PLAN, 3) == ()
+
+
 @pytest.mark.parametrize("generation", [1, 2])
 def test_a_wish_before_the_datasets_are_made_lets_nothing_go_when_they_are(generation: int) -> None:
     earlier = [made(), failed("item0"), *(came_through(name) for name in NAMES[1:])] if generation == 2 else []
