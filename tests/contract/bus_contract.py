@@ -194,27 +194,15 @@ class BusContract:
         self, connect: Callable[[], Bus]
     ) -> None:
         bus, publisher = connect(), connect()
-        bus.publish(*(request(f"r{number}") for number in range(50)))
-        enough = threading.Event()
-
-        def publish() -> None:
-            while not enough.is_set():
-                publisher.publish(*(request("more") for _ in range(5)))
-
-        traffic = threading.Thread(target=publish)
-        traffic.start()
-        time.sleep(0.2)
-        started = time.monotonic()
+        bus.publish(*(request(f"r{number}") for number in range(600)))
         seen = []
-        for record in islice(bus.replay([TOPIC], follow=True), 20_000):
+        for record in islice(bus.replay([TOPIC], follow=True), 5000):
             if record is None:
                 break
             seen.append(run_of(record))
-        enough.set()
-        traffic.join()
+            publisher.publish(request("more"))  # it never comes to an end
         assert record is None
-        assert time.monotonic() - started < 5
-        assert {f"r{number}" for number in range(50)} < set(seen)
+        assert {f"r{number}" for number in range(600)} <= set(seen)
 
     def test_the_latest_of_every_key_of_a_compacted_topic_is_replayed(self, bus: Bus) -> None:
         for number in range(30):
