@@ -30,6 +30,10 @@ NF4_BYTES = 0.516
 """Of one weight: four bits, and its share of the doubly quantised constants."""
 ADAPTER_BYTES = 16
 """Of one LoRA parameter: itself, its gradient and Adam's two moments, each float32."""
+CHARACTERS_PER_TOKEN = 4
+"""Judgement, for want of a tokenizer."""
+TEMPLATE_TOKENS = 8
+"""Judgement: what a chat template adds to an example, for want of one that can be rendered."""
 SHORT_ANSWER = 30
 """Judgement: tokens of a language model's answer that is an instruction and a label."""
 

@@ -16,7 +16,7 @@ from typing import Any
 from understudy.belt import requests, scratch
 from understudy.belt.bus import Bus
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import STATIONS
+from understudy.belt.contracts import STATIONS, Artifact
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs, RunState, RunSummary
@@ -25,7 +25,6 @@ from understudy.belt.history import told
 from understudy.errors import Invalid
 from understudy.settings import Settings
 from understudy.store.artifacts import FsspecArtifactStore
-from understudy.store.folder import digest
 from understudy_cli.client import ModelFile, NotThere
 
 PIECE = 1 << 20
@@ -86,26 +85,22 @@ class Folder:
             return "\n".join(told(bus, self._store(), run, item))
 
     def files(self, model: str) -> list[ModelFile]:
-        folder = self._adapter(model)
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        return [
-            ModelFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=digest(path))
-            for path in paths
-        ]
+        files = self._store().files(self._adapter(model))
+        return [ModelFile(path=path, bytes=each.bytes, sha256=each.sha256) for path, each in sorted(files.items())]
 
     def content(self, model: str, file: ModelFile) -> Iterator[bytes]:
-        with (self._adapter(model) / file.path).open("rb") as content:
+        with (self._store().fetch(self._adapter(model)) / file.path).open("rb") as content:
             while piece := content.read(PIECE):
                 yield piece
 
-    def _adapter(self, model: str) -> Path:
+    def _adapter(self, model: str) -> Artifact:
         with known(self._settings.data) as there:
             served = there.models.get(model)
         if served is None:
             raise NotThere(f"There is no model `{model}` in {self._settings.data}")
         if served.message.adapter is None:
             raise Invalid(f"`{model}` is a base model, not an adapter", "It lies where the recipe's `base` says.")
-        return self._store().fetch(served.message.adapter)
+        return served.message.adapter
 
     def _store(self) -> FsspecArtifactStore:
         return store_of(self._settings.data)

@@ -1,6 +1,7 @@
 """`understudy plan`: what a recipe will take, before anything is started.
 
-Puts together what was measured (`measure.py`) and what follows from it (`estimate.py`), and prints it (`plan_view.py`).
+Puts together what was seen of the data (`sample.py`), the base and the machine (`measure.py`) and what follows from it
+(`estimate.py`), and prints it (`plan_view.py`).
 Asks no language model, no hub and no server.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +27,8 @@ from understudy_cli.prepare import prepare
 from understudy_cli.session import data_folder
 
 if TYPE_CHECKING:  # an image has one service; there this command says so, and the others work
-    from understudy_cli.measure import Looked, Machine
+    from understudy_cli.measure import Machine
+    from understudy_cli.sample import Looked
 
 FORMAT = "understudy.estimate.v1"
 
@@ -58,11 +61,11 @@ def plan(
         print_plan(found, output())
 
 
-def compute(plan: Plan, data: Any) -> dict[str, Any]:
+def compute(plan: Plan, data: Path) -> dict[str, Any]:
     """Everything that can be said, as plain data."""
     try:
         from services.datagen.pools import wanted
-        from understudy_cli import measure
+        from understudy_cli import measure, sample
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "services":
             raise
@@ -71,7 +74,7 @@ def compute(plan: Plan, data: Any) -> dict[str, Any]:
             "Ask where Understudy is installed whole, not in the image of one service.",
         ) from None
     store = store_of(data)
-    looked = {each.name: measure.look(each, store) for each in wanted(plan)}
+    looked = {each.name: sample.look(each, store) for each in wanted(plan)}
     bases = [resolve(base.reference, Settings().models) for base in plan.bases]
     tokens = cache(lambda index: measure.Tokens(bases[index]))
     shape = cache(lambda index: measure.shape(bases[index]))
@@ -95,9 +98,6 @@ def compute(plan: Plan, data: Any) -> dict[str, Any]:
             dark = [f"dataset `{name}`: {looked[name].unknown}" for name in sorted(named) if looked[name].unknown]
             about |= {"unknown": dark[0]} if dark else _training(item, corpora(item), shape(item.base), machine)
         items.append(about)
-    datasets = [
-        _dataset(each, lengths(each.wanted.name, 0)) for each in looked.values() if each.unknown or each.candidates
-    ]
     return {
         "format": FORMAT,
         "name": plan.name,
@@ -108,7 +108,7 @@ def compute(plan: Plan, data: Any) -> dict[str, Any]:
             "flops_per_second": machine.flops,
             "unknown": machine.why or None,
         },
-        "datasets": datasets,
+        "datasets": [_dataset(each, lengths(name, 0)) for name, each in looked.items()],
         "items": items,
         "totals": _totals(items),
         "llm": [_llm(each, plan.seed) for each in looked.values() if each.generator and each.generator.kind == "llm"],
@@ -178,7 +178,9 @@ def _llm(looked: Looked, seed: int) -> dict[str, Any]:
     from services.datagen.prompts import MAX_ANSWER_TOKENS
     from services.datagen.settings import DatagenSettings
 
-    generator, about = looked.generator, {"dataset": looked.wanted.name, "model": looked.generator.model}
+    generator = looked.generator
+    assert generator
+    about: dict[str, Any] = {"dataset": looked.wanted.name, "model": generator.model}
     if looked.unknown:
         return about | {"unknown": looked.unknown, "budget_usd": generator.budget_usd}
     rows = sum(looked.splits.values())

@@ -55,7 +55,7 @@ def fetch(source: Source, model: str, files: Sequence[ModelFile], target: Path, 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Invalid(f"{target} is there already", "Name a folder that is not there yet.")
     for file in files:
-        _check(file, model)
+        check(file, model)
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with _progress(console) as progress:
@@ -89,7 +89,7 @@ def _fetch(source: Source, model: str, file: ModelFile, path: Path, advance: Cal
     half.rename(path)
 
 
-def _check(file: ModelFile, model: str) -> None:
+def check(file: ModelFile, model: str) -> None:
     """Raises `Invalid` unless the path stays below the folder it is put into."""
     path = PurePosixPath(file.path)
     if (

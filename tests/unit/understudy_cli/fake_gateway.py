@@ -38,12 +38,18 @@ def cell(value: float, verdict: str | None) -> dict[str, Any]:
 
 
 def report(state: RunState) -> dict[str, Any]:
-    trained = [name for name in state.items if name != "base"]
+    scored = [name for name, item in state.items.items() if item.stage == "scored"]
     failed = {name: item.reason for name, item in state.items.items() if item.stage == "failed"}
-    cells = {"base": cell(0.5, None)} | {name: cell(0.7, "better") for name in trained if name not in failed}
+    cells = {name: cell(0.5, None) if name == "base" else cell(0.7, "better") for name in scored}
     metric = {"metric": "accuracy", "signature": "accuracy", "higher_is_better": True, "cells": cells}
-    panels = [{"name": "in-domain", "n": 100, "metrics": [metric], "parse_failures": {"base": 7}}]
-    return {"run": state.id, "variants": list(state.items), "panels": panels, "failed": failed}
+    return {
+        "run": state.id,
+        "items": scored,
+        "compared_with": {name: "base" for name in state.items if name != "base"},
+        "failed": failed,
+        "cancelled": [name for name, item in state.items.items() if item.stage == "cancelled"],
+        "panels": [{"name": "in-domain", "n": 100, "metrics": [metric], "parse_failures": {"base": 7}}],
+    }
 
 
 class Handler(BaseHTTPRequestHandler):

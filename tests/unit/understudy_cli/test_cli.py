@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+import understudy_cli
 from understudy.embedded import stack
 from understudy.embedded.ports import free_ports, is_free
 from understudy.embedded.stackfile import running
+from understudy.errors import Invalid
 from understudy.service.child import Child
 from understudy.settings import PROJECT
-from understudy_cli import main
+from understudy_cli import main, pull
+from understudy_cli.client import ModelFile
 
 FAKE = Path(__file__).with_name("fake_gateway.py")
 BYSTANDER = (
@@ -70,9 +73,15 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stand-in gateway keeps what it was asked."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(server_data: Path) -> Iterator[str]:
     """URL of a stand-in gateway."""
-    data, (port,) = tmp_path_factory.mktemp("server"), free_ports(1)
+    data, (port,) = server_data, free_ports(1)
     env = {"UNDERSTUDY_PORT": str(port), "UNDERSTUDY_DATA": str(data), "PYTHONPATH": str(PROJECT)}
     child = Child([sys.executable, str(FAKE)], log=data / "log", env=env)
     deadline = time.monotonic() + 20
@@ -461,3 +470,77 @@ def test_doctor_tells_what_is_missing_and_never_the_key(cli: Cli, monkeypatch: p
     assert "sk-secret" not in out
     assert "sk-secret" not in cli("doctor")[1]
     assert os.environ["OPENAI_API_KEY"]
+
+
+def test_pull_brings_every_file_whole_and_says_where_the_card_is(cli: Cli, server: str, tmp_path: Path) -> None:
+    """Under its own name only once it is complete; a folder that has something in it is not touched."""
+    code, out, err = cli("pull", "ft:seedling:quick:mine", "mine", "--server", server)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "mine" / "weights" / "part one.bin").read_bytes() == bytes(range(256)) * 500
+    assert "3 files, 125.0 KiB" in out
+    assert f"Its card: {tmp_path / 'mine' / 'README.md'}" in out
+    assert not (tmp_path / ".mine.partial").exists()
+    code, _, err = cli("pull", "ft:seedling:quick:mine", "mine", "--server", server)
+    assert code == 1
+    assert "is there already" in err
+
+
+def test_pull_goes_on_with_what_is_missing(cli: Cli, server: str, server_data: Path, tmp_path: Path) -> None:
+    """A file that does not arrive whole is an error and leaves no folder; the next try fetches that one alone."""
+    (server_data / "torn").touch()
+    code, _, err = cli("pull", "ft:seedling:quick:torn", "adapter", "--server", server)
+    assert code == 1
+    assert "weights/part one.bin of ft:seedling:quick:torn did not arrive" in err
+    assert not (tmp_path / "adapter").exists()
+    (tmp_path / ".adapter.partial" / "of-another-model.bin").touch()
+    (tmp_path / ".adapter.partial" / "README.md").write_text("torn")
+    (server_data / "torn").unlink()
+    (server_data / "fetched").unlink()
+    assert cli("pull", "ft:seedling:quick:torn", "adapter", "--server", server)[0] == 0
+    assert (server_data / "fetched").read_text().splitlines() == ["README.md", "weights/part one.bin"]
+    found = sorted(str(path.relative_to(tmp_path / "adapter")) for path in (tmp_path / "adapter").rglob("*"))
+    assert found == ["README.md", "adapter_config.json", "weights", "weights/part one.bin"]
+    assert (tmp_path / "adapter" / "README.md").read_text() == "a card"
+
+
+def test_pull_never_leaves_its_folder(cli: Cli, server: str, tmp_path: Path) -> None:
+    """A server that names a path outside is refused before anything is written."""
+    code, _, err = cli("pull", "ft:seedling:quick:evil", "evil", "--server", server)
+    assert code == 1
+    assert "`../outside`, which would not stay in the folder" in err
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / ".evil.partial").exists()
+    assert cli("pull", "nobody", "x", "--server", server)[0] == 1
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/etc/x", "a/../../b", "a//b", "./a", "a/", "a\\b", "a\0b"])
+def test_paths_that_lead_elsewhere_are_none(path: str) -> None:
+    file = ModelFile(path=path, bytes=0, sha256="")
+    with pytest.raises(Invalid, match="would not stay"):
+        pull.check(file, "m")
+
+
+def test_help_names_every_command_and_each_teaches(cli: Cli) -> None:
+    """What it does, an example that begins with its name, and every option with a word about it."""
+    commands = [
+        "plan",
+        "run",
+        "watch",
+        "report",
+        "logs",
+        "cancel",
+        "delete",
+        "chat",
+        "pull",
+        "up",
+        "runs",
+        "clean",
+        "doctor",
+        "topics",
+    ]
+    listed = cli("--help")[1]
+    for command in commands:
+        assert f" {command} " in listed
+        told = cli(command, "--help")[1]
+        assert f"understudy {command}" in told.split("Usage:")[1].split("\n", 1)[1], command
+        assert command in (understudy_cli.__doc__ or "")

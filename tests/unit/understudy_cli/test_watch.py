@@ -182,10 +182,12 @@ def cell(value: float, delta: float, verdict: str | None) -> dict[str, Any]:
     }
 
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "run": "r-1",
-    "variants": ["base", "a", "b", "gone"],
+    "items": ["base", "a", "b"],
+    "compared_with": {"a": "base", "b": "base", "gone": "base", "dropped": "base"},
     "failed": {"gone": "it fell off"},
+    "cancelled": ["dropped"],
     "panels": [
         {
             "name": "general",
@@ -208,8 +210,8 @@ REPORT = {
 }
 
 
-def test_table_marks_each_cell_and_names_who_failed() -> None:
-    """▼ and · as the report judged, large numbers stay readable, a failed variant has no number but a reason."""
+def test_table_marks_each_cell_and_names_who_is_missing() -> None:
+    """▼ and · as the report judged, large numbers stay readable, a failed or cancelled item has no column but a line."""
     console = plain()
     console.print(comparison(REPORT))
     row = next(line for line in text(console).splitlines() if "perplexity" in line)
@@ -217,13 +219,41 @@ def test_table_marks_each_cell_and_names_who_failed() -> None:
     assert "12.3 [11.0, 13.0]" in row
     assert "2.00e+04 [2.00e+04, 2.00e+04] ▼" in row
     assert "12.2 [12.2, 12.2] ·" in row
-    assert "failed" in row
     assert "gone FAILED: it fell off" in text(console)
+    assert "dropped was cancelled." in text(console)
+    assert "Against base: ▲ better" in text(console)
 
 
 def test_headline_says_what_was_lost_and_what_is_unclear() -> None:
-    """One sentence per variant that was compared; none for base and for the failed."""
+    """One sentence per item that was compared; none for base and for the failed."""
     assert headline(REPORT).splitlines() == [
         "a: worse on 1 of 1 (general perplexity +2.00e+04 [+2.00e+04, +2.00e+04]).",
         "b: no clear difference from base on any of 1 measures.",
     ]
+
+
+def test_items_of_several_bases_are_held_against_their_own() -> None:
+    """The legend does not name one of them; an item whose base was not scored says so."""
+    compared = {"a": "base@small", "b": "base@large"}
+    report = {**REPORT, "items": ["base@small", "a", "b"], "compared_with": compared}
+    console = plain()
+    console.print(comparison(report))
+    assert "Against its base:" in text(console)
+    cells = {"base@small": cell(1, 0, None), "a": cell(2, 1, "better"), "b": cell(2, 0, None)}
+    panel = {**REPORT["panels"][0], "metrics": [{**REPORT["panels"][0]["metrics"][0], "cells": cells}]}
+    assert headline({**report, "panels": [panel]}).splitlines() == [
+        "a: better on 1 of 1 (general perplexity +1.000 [+1.000, +1.000]).",
+        "b: not compared, because base@large was not scored.",
+    ]
+
+
+def test_many_items_are_rows() -> None:
+    """Twenty columns would be unreadable: each item has a row with its figure and mark."""
+    names = [f"v{number}" for number in range(20)]
+    cells = {"base": cell(1.0, 0, None)} | {name: cell(2.0, 1, "better") for name in names}
+    panel = {**REPORT["panels"][0], "metrics": [{**REPORT["panels"][0]["metrics"][0], "cells": cells}]}
+    console = plain()
+    console.print(comparison({**REPORT, "items": ["base", *names], "panels": [panel]}))
+    (row,) = [line for line in text(console).splitlines() if "v7 " in line]
+    assert "2.000 ▲" in row
+    assert "general perplexity ↓" in text(console)

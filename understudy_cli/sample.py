@@ -1,0 +1,138 @@
+"""What `understudy plan` sees of the data: the first rows of each source, sifted as datagen does.
+
+Reads local files only; asks no hub and no language model. Does not compute what follows from it (`estimate.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.datagen import filters, prompts
+from services.datagen.filters import Candidate, Sieve
+from services.datagen.pools import Pools, Wanted
+from services.datagen.settings import DatagenSettings
+from services.datagen.sources import FILE_ID, HUB, Row, Source, Sources
+from services.datagen.splits import shares
+from services.datagen.tables import Table
+from services.datagen.templates import instruct
+from understudy.recipe import Generator
+from understudy.store.artifacts import ArtifactStore
+from understudy_cli.estimate import CHARACTERS_PER_TOKEN
+
+LOOKED_AT = 2000
+"""Rows of a source."""
+TOKENISED = 400
+"""Of these rows."""
+INSTRUCTION = "instruction " * 13
+"""Judgement: about as long as what a language model writes."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the first rows of a source say about a dataset."""
+
+    wanted: Wanted
+    unknown: str | None = None
+    """Why nothing can be said."""
+    rows: int = 0
+    """Of the source; an estimate unless `whole`."""
+    whole: bool = False
+    """Every row was looked at."""
+    rejected: float = 0.0
+    """Share of the rows that were looked at."""
+    labels: tuple[str, ...] = ()
+    candidates: list[Candidate] = field(default_factory=list)
+
+    @property
+    def usable(self) -> int:
+        """Rows that can become an example."""
+        return len(self.candidates) if self.whole else round(self.rows * (1 - self.rejected))
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows per split, were there no rows in common with another dataset's test."""
+        counts = self.wanted.counts()
+        return shares(counts, self.usable) if counts else {"test": self.usable}
+
+    @property
+    def sure(self) -> bool:
+        """Whether the splits are as said even if the source had half as many rows."""
+        return self.whole or 0 < 2 * sum(self.wanted.counts().values()) <= self.usable
+
+    def examples(self, seed: int) -> Iterator[tuple[str, str]]:
+        """(what the user says, the answer) of some of the rows."""
+        for candidate in self.candidates[:TOKENISED]:
+            if not self.wanted.classifies():
+                yield candidate.text, candidate.answer
+            elif self.generator and self.generator.kind == "llm":
+                yield f"{INSTRUCTION}\n\n{candidate.text}", candidate.answer
+            else:
+                yield instruct(candidate.text, self.labels, candidate.id(self.wanted.name), seed)[0], candidate.answer
+
+    @property
+    def generator(self) -> Generator | None:
+        """Who writes the instructions; None for prompts."""
+        return self.wanted.dataset.generator if self.wanted.dataset else None
+
+    def asking(self, seed: int) -> float:
+        """Tokens, about, of what a language model is asked for one row."""
+        some = self.candidates[:TOKENISED]
+        schema = len(json.dumps(prompts.schema(self.labels)))
+        asked = [prompts.ask(candidate, self.labels, candidate.id(self.wanted.name), seed) for candidate in some]
+        characters = sum(len(turn.content) for turns in asked for turn in turns)
+        return (characters / max(1, len(some)) + schema) / CHARACTERS_PER_TOKEN
+
+
+def look(wanted: Wanted, store: ArtifactStore) -> Looked:
+    """Read the first rows of a source as datagen does; raises `Invalid` when it can be seen that datagen would refuse it."""
+    if wanted.source.startswith(HUB):
+        return Looked(wanted, unknown="its source is on the hub, where nothing is asked now")
+    if FILE_ID.fullmatch(wanted.source):
+        return Looked(wanted, unknown="its source is an uploaded file, which is not looked into")
+    settings = DatagenSettings()
+    sources = Sources(store, settings.max_source_bytes, settings.max_field_bytes)
+    source = sources.open(wanted.source)
+    seen = list(itertools.islice(source.table.rows, LOOKED_AT + 1))
+    whole, first = len(seen) <= LOOKED_AT, seen[:LOOKED_AT]
+    rows, sieve = _sifting(wanted, Source(source.name, Table(source.table.columns, iter(first))))
+    for row in rows:
+        sieve.take(row)
+    candidates = sieve.candidates()
+    labels = tuple(sorted({str(candidate.label) for candidate in candidates})) if wanted.classifies() else ()
+    if whole or not candidates:
+        Pools(sources, settings.max_text_chars, settings.max_labels).check(wanted)
+    if not candidates:
+        return Looked(wanted, unknown=f"none of the first {LOOKED_AT:,} rows of {source.name} can be used")
+    total = len(first) if whole else _rows_in(Path(wanted.source).expanduser(), first)
+    return Looked(wanted, None, total, whole, len(sieve.rejected) / len(first), labels, candidates)
+
+
+def _sifting(wanted: Wanted, source: Source) -> tuple[Iterator[Row], Sieve]:
+    most = DatagenSettings().max_text_chars
+    if wanted.dataset is None:
+        return source.rows(["prompt"], ["reference"]), Sieve(filters.prompts, most)
+    columns = wanted.dataset.columns
+    if wanted.classifies():
+        read = filters.classify(columns, wanted.dataset.labels)
+        return source.rows([columns.text, columns.label]), Sieve(read, most)
+    return source.rows([columns.instruction, columns.output], [columns.input]), Sieve(
+        filters.passthrough(columns), most
+    )
+
+
+def _rows_in(path: Path, first: Sequence[Any]) -> int:
+    """About how many rows a file has, by the size of the first ones; Parquet says it, more or less spaced JSON is worst."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        size = sum(len(str(value).encode()) + 1 for row in first for value in row.values())
+    else:
+        size = sum(len(json.dumps(row, ensure_ascii=False).encode()) + 1 for row in first)
+    return max(len(first), round(path.stat().st_size * len(first) / size))
