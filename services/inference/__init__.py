@@ -1,7 +1,7 @@
-"""Inference: serves base and adapters on the one OpenAI-compatible endpoint.
+"""Inference: serves bases and adapters on the one OpenAI-compatible endpoint.
 
-takes   RunRequested          starts the engine of its base, so that it is warm when the first model comes
-        ModelTrained          one variant: its adapter, or None for the base
+takes   ServingRequested      an item: its adapter, or None for a base. Engines of open runs are started before it comes
 makes   nothing
-emits   Progress while the engine starts, then ModelServed once the adapter is loaded and passed the gate
+emits   Progress while the engine starts, then ModelServed once the model answers and passed the gate, and with it
+        ItemServed when the item's ride ends there, else ScoringRequested
 """

@@ -6,29 +6,39 @@ from services.inference.api import router
 from services.inference.fleet import Fleet
 from services.inference.gateway import Gateway
 from services.inference.handlers import Inference
+from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
+from understudy.bases import resolve
+from understudy.belt.loop import Lane
+from understudy.service.doors import passed_on
 from understudy.service.host import Kernel, Service
+
+WIDTH = 24
+"""Messages in hand at once, as many as the topic has partitions: nearly all of them wait, and for different engines."""
 
 
 def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     """The service as `host.serve` runs it."""
-    fleet = Fleet(settings, kernel.ledger, kernel.store)
-    families = {
-        "/v1/files": ("datagen", settings.datagen_url),
-        "/v1/runs": ("datagen", settings.datagen_url),
-        "/v1/fine_tuning": ("trainer", settings.trainer_url),
-        "/v1/evals": ("evaluator", settings.evaluator_url),
-        "/v1/reports": ("evaluator", settings.evaluator_url),
-    }
+    caught_up = kernel.reader.caught_up.is_set
+    fleet = Fleet(settings, kernel.models, caught_up, kernel.store)
+    keeper = Keeper(fleet, kernel.runs, kernel.plans, caught_up, most=settings.warm_engines)
+    kernel.reader.add(keeper)
+    urls = {"datagen": settings.datagen_url, "trainer": settings.trainer_url, "evaluator": settings.evaluator_url}
+    families = {family: (station, urls[station]) for family, station in passed_on().items()}
 
     def start() -> None:
+        keeper.start()
         if settings.base:
-            fleet.ensure(settings.base, settings.max_lora_rank)
+            fleet.ensure(resolve(settings.base, settings.models), settings.max_lora_rank)
+
+    def close() -> None:
+        keeper.close()
+        fleet.close()
 
     return Service(
-        handlers=Inference(fleet, settings.gate_tolerance).handlers(),
-        router=router(fleet),
+        lanes=(Lane("inference", Inference(fleet, kernel.plans, settings.gate_tolerance).handlers(), width=WIDTH),),
+        router=router(fleet, kernel.store),
         wrap=lambda app: Gateway(app, fleet, families, max_body=settings.max_body, hold_seconds=settings.hold_seconds),
         start=start,
-        close=fleet.close,
+        close=close,
     )

@@ -1,7 +1,8 @@
 """All engines: which model is on which, started when somebody wants one of its models.
 
-The one object that gateway, handlers and API share. What shall be served is read from the ledger, so that a restart on
-an empty disk serves the same models. Does not talk HTTP.
+The one object that gateway, handlers and API share. What is served is read from the log (`folds/served.py`), so that a
+restart on an empty disk serves the same models. `route` and `want` are for the event loop: look-ups, however many models
+there are. What takes longer, they leave to `settle`, which the keeper's thread calls (`keeper.py`). Does not talk HTTP.
 """
 
 from __future__ import annotations
@@ -11,26 +12,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from services.inference.engine import Engine
 from services.inference.settings import InferenceSettings
-from understudy.bases import Base, resolve
-from understudy.belt.contracts import Artifact, ModelServed
-from understudy.belt.folds.runs import Ledger
-from understudy.errors import Invalid
+from services.inference.shelf import Shelf
+from understudy.bases import Base, as_planned, resolve
+from understudy.belt.contracts import Artifact
+from understudy.belt.folds.served import Models
+from understudy.errors import Invalid, Transient, UnderstudyError
+from understudy.plan import Plan
 from understudy.service.web import NotFound
 from understudy.store.artifacts import ArtifactStore
 
+LOOK_AGAIN, TIDY = 3.0, 60.0
+"""Seconds between two looks at the folder of bundled bases, and at the shelf."""
 
-@dataclass(frozen=True)
-class Model:
+
+class Model(NamedTuple):
     """A model of the endpoint."""
 
     name: str
     created: int
-    """Seconds since the epoch: of its run, or of the bundled base."""
-    parent: str | None
+    """Seconds since the epoch: when it was first served, or of the bundled base."""
+    parent: str | None = None
     """The base of an adapter; None for a base."""
+    adapter: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -52,88 +59,135 @@ class Fleet:
     def __init__(
         self,
         settings: InferenceSettings,
-        ledger: Ledger,
+        models: Models,
+        caught_up: Callable[[], bool],
         store: ArtifactStore,
         engine: Callable[..., Engine] = Engine,
     ) -> None:
-        self._settings, self._ledger, self._store, self._engine = settings, ledger, store, engine
+        self._settings, self._models, self._caught_up, self._engine = settings, models, caught_up, engine
+        self.shelf = Shelf(settings.data.resolve() / "served", store)
+        self.wake = threading.Event()
+        """Set when `settle` has something to do."""
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._of_model: dict[str, Engine] = {}
-        """Models whose engine is known: bases, and adapters that passed the gate."""
+        """Models whose engine is known: bases, adapters that passed the gate, and those that were asked for since."""
+        self._asked: set[str] = set()
+        """Models to bring up."""
+        self._refused: dict[str, str] = {}
+        """Why a model cannot be brought up."""
+        self._bundled: dict[str, int] = {}
+        """Base in the models folder -> when it changed."""
+        self._looked = self._tidied = -TIDY
         self._closed = False
-
-    def ensure(self, base: str, rank: int) -> Engine:
-        """The engine of `base` (as recipes name it), started if it was not, able to load adapters of `rank`."""
-        resolved = resolve(base, self._settings.models)
-        with self._lock:
-            if self._closed:
-                raise NotFound("The service is ending")
-            engine = self._engines.get(resolved.name)
-            if engine is None:
-                engine = self._engine(resolved, self._settings, lambda: self._desired(resolved), self._store.fetch)
-                self._engines[resolved.name] = self._of_model[resolved.name] = engine
-                engine.require(max([rank, *(m.recipe.training.lora.r for m in self._adapters_of(resolved))]))
-                engine.start()
-        if engine.base != resolved:
-            raise Invalid(
-                f"Base `{base}` has the same name as another base that is already served, {engine.base.path}",
-                "Rename one of the folders, or pin the same revision.",
-            )
-        engine.require(rank)
-        return engine
+        self._look_at_bundled()
 
     def route(self, model: str) -> str | None:
         """URL of the engine that serves `model` now, else None. On the path of every request: two look-ups."""
         engine = self._of_model.get(model)
-        return engine.url if engine is not None and model in engine.serving else None
+        return engine.url if engine is not None and model in engine.adapters.serving else None
+
+    def want(self, model: str) -> str | None:
+        """Bring `model` up if it is known; why its engine does not come up, if that is so.
+
+        Raises `NotFound`, and `Invalid` when the model itself is what cannot be brought up.
+        """
+        engine = self._of_model.get(model)
+        if engine is not None:
+            if left_out := engine.adapters.left_out.get(model):
+                raise Invalid(left_out.reason)
+            if engine.url and model not in engine.adapters.serving:
+                engine.wake()
+            return engine.failure
+        if self._caught_up() and model not in self._bundled and self._models.get(model) is None:
+            raise NotFound(f"The model `{model}` does not exist. GET /v1/models lists those that do.")
+        self._asked.add(model)
+        self.wake.set()
+        if reason := self._refused.get(model):
+            raise Invalid(reason)
+        return None
 
     def admit(self, model: str, engine: Engine) -> None:
         """Let requests for `model` through to `engine`."""
         self._of_model[model] = engine
 
-    def want(self, model: str) -> str | None:
-        """Bring `model` up if it is known; the engine's failure if it does not come up. Raises `NotFound`."""
-        if not self._ledger.caught_up and model not in self._of_model:
-            return None
-        served = next((message for message in self._ledger.served() if message.model == model), None)
-        if served:
-            engine = self.ensure(served.recipe.base, served.recipe.training.lora.r)
-        elif model in self._of_model:
-            engine = self._of_model[model]
-        elif model in self._bundled():
-            engine = self.ensure(model, 1)
-        else:
-            known = ", ".join(card.name for card in self.models()) or "none yet"
-            raise NotFound(f"The model `{model}` does not exist. Models here: {known}")
-        self.admit(model, engine)
-        if engine.url and model not in engine.serving:
-            engine.wake()
-        return engine.failure
+    def ensure(self, base: Base, rank: int) -> Engine:
+        """The engine of `base`, started if it was not, able to load adapters of `rank`.
+
+        Raises `Invalid` when another base of that name is served.
+        """
+        with self._lock:
+            if self._closed:
+                raise Transient("The service is ending")
+            engine = self._engines.get(base.name)
+            if engine is None:
+                engine = self._engine(
+                    base, self._settings, lambda: self._wanted(base.name), self._models.gone, self.shelf.put
+                )
+                served = [each.message.rank for each in self._models.all() if each.message.parent == base.name]
+                engine.require(max([rank, *served]))
+                engine.start()
+                self._engines[base.name] = self._of_model[base.name] = engine
+        if engine.base != base:
+            raise Invalid(
+                f"Base `{base.path}` has the same name as another base that is already served, {engine.base.path}",
+                "Rename one of the folders, or pin the same revision.",
+            )
+        engine.require(rank)
+        return engine
+
+    def engine_of(self, plan: Plan, base: int) -> Engine:
+        """The engine of a plan's base, able to load every adapter that the plan trains on it. Raises `Invalid`."""
+        ranks = [item.training.lora.r for item in plan.items if item.base == base and item.training]
+        return self.ensure(as_planned(plan.bases[base], self._settings.models), max(ranks, default=1))
+
+    def settle(self) -> None:
+        """Bring up what was asked for, let go of what is gone, and look at the disk. Takes its time: in a thread."""
+        if time.monotonic() - self._looked > LOOK_AGAIN:
+            self._look_at_bundled()
+        while self._asked:
+            self._bring_up(self._asked.pop())
+        for model, engine in list(self._of_model.items()):
+            if model != engine.base.name and self._models.gone(model):
+                del self._of_model[model]
+        for engine in list(self._engines.values()):
+            if any(map(self._models.gone, engine.adapters.serving - {engine.base.name})):
+                engine.wake()
+        if self._caught_up() and time.monotonic() - self._tidied > TIDY:
+            self._tidied = time.monotonic()
+            self.shelf.tidy({each.message.adapter.sha256 for each in self._models.all() if each.message.adapter})
 
     def models(self) -> list[Model]:
         """Bundled and served bases, then adapters, oldest first."""
-        created = {run.id: run.created_at for run in self._ledger.runs()}
-        cards = {name: Model(name, int(path.stat().st_mtime), None) for name, path in self._bundled().items()}
-        for message in self._ledger.served():
-            parent = resolve(message.recipe.base, self._settings.models).name if message.adapter else None
-            cards.setdefault(message.model, Model(message.model, created.get(message.run, 0), parent))
+        cards = {name: Model(name, created) for name, created in self._bundled.items()}
+        for message, created in ((served.message, served.created) for served in self._models.all()):
+            if message.model not in cards:
+                cards[message.model] = Model(message.model, created, message.parent, message.adapter)
         return sorted(cards.values(), key=lambda card: (card.parent is not None, card.created, card.name))
+
+    def model(self, name: str) -> Model | None:
+        """One of them."""
+        if (created := self._bundled.get(name)) is not None:
+            return Model(name, created)
+        served = self._models.get(name)
+        return Model(name, served.created, served.message.parent, served.message.adapter) if served else None
 
     def states(self) -> list[EngineState]:
         """How every engine is doing."""
-        with self._lock:
-            engines = list(self._engines.values())
         return [
             EngineState(
                 base=engine.base.name,
                 state="ready" if engine.url else "failing" if engine.failure else "starting",
                 seconds=round(time.monotonic() - engine.since, 1),
-                models=len(engine.serving),
+                models=len(engine.adapters.serving),
                 reason=engine.failure,
             )
-            for engine in engines
+            for engine in list(self._engines.values())
         ]
+
+    def bases(self) -> frozenset[str]:
+        """Those that have an engine."""
+        return frozenset(self._engines)
 
     def close(self) -> None:
         """End all engines."""
@@ -144,19 +198,36 @@ class Fleet:
             for engine in engines:
                 engine.close(wait)
 
-    def _bundled(self) -> dict[str, Path]:
-        return {path.parent.name: path for path in sorted(self._settings.models.glob("*/config.json"))}
+    def _bring_up(self, model: str) -> None:
+        served = self._models.get(model)
+        try:
+            if served:
+                engine = self.ensure(resolve(served.message.base, self._settings.models), served.message.rank)
+            elif model in self._bundled:
+                engine = self.ensure(resolve(model, self._settings.models), 1)
+            else:
+                return
+        except UnderstudyError as error:
+            self._refused[model] = str(error)
+        else:
+            self._refused.pop(model, None)
+            self.admit(model, engine)
+            engine.wake()
 
-    def _adapters_of(self, base: Base) -> list[ModelServed]:
-        served = [message for message in self._ledger.served() if message.adapter]
-        return [message for message in served if _same(base, message.recipe.base, self._settings.models)]
+    def _wanted(self, base: str) -> dict[str, Artifact]:
+        """What the engine of `base` shall have: of all that is served on it only what anybody asked for since the start."""
+        names = [name for name, engine in list(self._of_model.items()) if engine.base.name == base]
+        served = [found.message for name in names if (found := self._models.get(name))]
+        return {message.model: message.adapter for message in served if message.adapter}
 
-    def _desired(self, base: Base) -> dict[str, Artifact]:
-        return {message.model: message.adapter for message in self._adapters_of(base) if message.adapter}
+    def _look_at_bundled(self) -> None:
+        self._looked = time.monotonic()
+        found = sorted(self._settings.models.glob("*/config.json"))
+        self._bundled = {path.parent.name: _changed(path) for path in found}
 
 
-def _same(base: Base, reference: str, models: Path) -> bool:
+def _changed(path: Path) -> int:
     try:
-        return resolve(reference, models) == base
-    except Invalid:  # a folder that is gone meanwhile
-        return False
+        return int(path.stat().st_mtime)
+    except FileNotFoundError:
+        return 0

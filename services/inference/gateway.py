@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import orjson
@@ -19,9 +20,10 @@ from services.inference.asgi import App, Gone, Hangup, Receive, Scope, Send, Too
 from services.inference.meter import Family, Meter
 from services.inference.upstream import Exchange, Headers, Lost, Upstream
 from understudy.errors import UnderstudyError
+from understudy.service.doors import hot
 from understudy.service.web import NotFound, error_response
 
-COMPLETIONS = frozenset(("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"))
+COMPLETIONS = hot()
 OWN = "own"
 """What the metrics call this service's own API."""
 LOOK_AGAIN = 0.05
@@ -51,7 +53,7 @@ class Gateway:
     """ASGI application; `families` maps a path prefix to the URL of the service that has it."""
 
     def __init__(
-        self, app: App, routes: Routes, families: dict[str, tuple[str, str]], *, max_body: int, hold_seconds: float
+        self, app: App, routes: Routes, families: Mapping[str, tuple[str, str]], *, max_body: int, hold_seconds: float
     ) -> None:
         self._app, self._routes, self._families = app, routes, families
         self._max_body, self._hold = max_body, hold_seconds

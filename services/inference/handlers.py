@@ -1,21 +1,28 @@
-"""What inference does with a message: warm the engine for a run, load and gate a variant.
+"""What inference does with a message: bring one base or adapter to the endpoint.
 
-Nothing here is stored: a redelivered message finds the adapter loaded, passes the gate again and gives the same answer.
+Each message waits in a worker of its own, so an engine that does not come up holds up only what needs it. Nothing here is
+stored: a redelivered message finds the adapter loaded, passes the gate again and gives the same answer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from services.inference import gate
 from services.inference.adapters import model_name
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
-from understudy.belt.contracts import Message, ModelServed, ModelTrained, Progress, RunRequested
+from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
 from understudy.belt.loop import Handlers
 from understudy.errors import Invalid
+from understudy.interrupt import check
+from understudy.plan import Item, Plan
+from understudy.store.plans import Plans
+
+SAY_AGAIN = 2.0
+"""Seconds between two words about what is waited for."""
 
 
 @dataclass(frozen=True)
@@ -23,48 +30,79 @@ class Inference:
     """The handlers of inference and what they need."""
 
     fleet: Fleet
+    plans: Plans
     tolerance: float
     """Of the gate, in nats."""
 
-    def warm(self, request: RunRequested) -> Iterator[Message]:
-        """Start the engine of the run's base; it comes up while datagen and trainer work."""
-        self.fleet.ensure(request.recipe.base, request.recipe.training.lora.r)
-        yield from ()
-
-    def serve(self, trained: ModelTrained) -> Iterator[Message]:
-        """Load one variant beside its base, gate it, and say under which name it answers."""
-        engine = self.fleet.ensure(trained.recipe.base, trained.recipe.training.lora.r)
-        yield from _wait_ready(engine, trained)
+    def serve(self, request: ServingRequested) -> Iterator[Message]:
+        """Have the engine up, load and gate the adapter, and say under which name the item answers."""
+        plan = self.plans.get(request.plan)
+        item = plan.item(request.item)
+        engine = self.fleet.engine_of(plan, item.base)
+        yield from _until(engine.wait_ready, engine, request, "starting the engine")
         base = engine.base.name
-        if trained.adapter is None:
-            self.fleet.admit(base, engine)
-            yield ModelServed.following(trained, model=base, adapter=None)
-            return
-        name = model_name(base, trained, trained.adapter)
-        yield _progress(trained, "loading")
-        folder = engine.load(name, trained.adapter)
-        yield _progress(trained, "checking against training")
-        try:
-            with engine.client() as client:
-                gate.check(client, base, name, folder, tolerance=self.tolerance, max_len=engine.max_len)
-        except Invalid:
-            engine.drop(name)
-            raise
-        self.fleet.admit(name, engine)
-        yield ModelServed.following(trained, model=name, adapter=trained.adapter)
+        if request.adapter is None:
+            name = base
+            yield from _answers(request, plan, item, name, parent=None)
+        else:
+            name = model_name(base, plan.name, item.name, request.adapter)
+            yield _progress(request, "loading")
+            folder = self.fleet.shelf.put(request.adapter)
+            yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
+            try:
+                with engine.client() as client, engine.adapters.trying(client, name, request.adapter, folder):
+                    yield _progress(request, "checking against training")
+                    gate.check(client, base, name, folder, tolerance=self.tolerance, max_len=engine.max_len)
+                    yield from _answers(request, plan, item, name, parent=base)
+            finally:
+                engine.turn.release()
+        self.fleet.admit(name, engine)  # last, when nobody can close us any more: what is cancelled never gets there
 
     def handlers(self) -> Handlers:
-        return {RunRequested: self.warm, ModelTrained: self.serve}
+        return {ServingRequested: self.serve}
 
 
-def _wait_ready(engine: Engine, trained: ModelTrained) -> Iterator[Progress]:
-    """Until the engine answers; raises `Invalid` when it does not come up."""
-    started = time.monotonic()
-    while not engine.wait_ready(1.0):
+def _answers(request: ServingRequested, plan: Plan, item: Item, model: str, parent: str | None) -> Iterator[Message]:
+    """That the model is there, and what comes next."""
+    about = {"run": request.run, "generation": request.generation, "attempt": request.attempt, "item": item.name}
+    yield ModelServed(
+        **about,
+        model=model,
+        base=plan.base_of(item).reference,
+        parent=parent,
+        rank=item.training.lora.r if item.training else 1,
+        adapter=request.adapter,
+    )
+    if item.ends_at == "served":
+        yield ItemServed(**about, model=model)
+    else:
+        needs = item.needs.get("evaluator", ())
+        yield ScoringRequested.following(request, model=model, adapter=request.adapter, needs=needs)
+
+
+def _until(ready: Callable[[float], bool], engine: Engine, request: ServingRequested, step: str) -> Iterator[Progress]:
+    """Until `ready`, which waits for at most so many seconds; raises `Invalid` when the engine does not come up."""
+    started, said = time.monotonic(), 0.0
+    while not ready(0.2):
+        check()
         if engine.failure:
             raise Invalid(engine.failure, "Repair that, then replay the dead letter once the engine is up.")
-        yield _progress(trained, "starting the engine", elapsed_seconds=round(time.monotonic() - started, 1))
+        if time.monotonic() - said >= SAY_AGAIN:
+            said = time.monotonic()
+            yield _progress(request, step, elapsed_seconds=round(said - started, 1))
 
 
-def _progress(trained: ModelTrained, step: str, **figures: float) -> Progress:
-    return Progress(run=trained.run, station="inference", variant=trained.variant, step=step, figures=figures)
+def _turn_on(engine: Engine) -> Callable[[float], bool]:
+    return lambda seconds: engine.turn.acquire(timeout=seconds)
+
+
+def _progress(request: ServingRequested, step: str, **figures: float) -> Progress:
+    return Progress(
+        run=request.run,
+        generation=request.generation,
+        attempt=request.attempt,
+        item=request.item,
+        station="inference",
+        step=step,
+        figures=figures,
+    )

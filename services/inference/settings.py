@@ -27,6 +27,8 @@ class InferenceSettings(Settings):
     hold_seconds: float = Field(default=60, ge=0)
     """How long a request waits for an engine that is starting before it is answered with 503."""
 
+    warm_engines: int = Field(default=4, ge=0)
+    """Engines that are started before the first item of a run needs one; more than these start only when asked for."""
     engine_url: HttpUrl = ""
     """An engine that runs elsewhere and reads the same cache folder. Empty: engines are our children."""
     engine_device: Literal["cpu", "cuda"] = "cpu"

@@ -49,7 +49,7 @@ DOORS: tuple[Door, ...] = (
 
 def hot() -> frozenset[str]:
     """Paths of completions."""
-    return frozenset(door.family for door in DOORS if door.hot)
+    return frozenset(door.family for door in DOORS if door.hot and door.public)
 
 
 def passed_on(gateway: Station = "inference") -> dict[str, Station]:

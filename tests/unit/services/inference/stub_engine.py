@@ -1,14 +1,19 @@
 """An engine's HTTP API without a model: `python stub_engine.py PORT BASE`. Forgets its adapters when it restarts, as vLLM does.
 
-An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely.
+An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely, and takes the
+seconds in a file `slow` for it. Asked for an adapter whose folder is gone it ends, as vLLM does once it has to read it
+again. GET /most tells how many measurements it had at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 
@@ -16,11 +21,14 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     base = "tiny"
     adapters: dict[str, str] = {}  # noqa: RUF012
-    loads = 0
+    lock = Lock()
+    busy = most = 0
 
     def do_GET(self) -> None:
         if self.path == "/health":
             return self.answer(200, {})
+        if self.path == "/most":
+            return self.answer(200, {"most": Handler.most})
         return self.answer(200, {"data": [{"id": name} for name in (self.base, *self.adapters)]})
 
     def do_POST(self) -> None:
@@ -37,6 +45,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200 if self.adapters.pop(name, None) else 404, {"error": {"message": "not found"}})
         if body["model"] not in (self.base, *self.adapters):
             return self.answer(404, {"error": {"message": "no such model"}})
+        folder = Path(self.adapters.get(body["model"], "."))
+        if not folder.is_dir():
+            os._exit(1)
+        with self.lock:
+            Handler.busy += 1
+            Handler.most = max(Handler.most, Handler.busy)
+        time.sleep(float((folder / "slow").read_text()) if (folder / "slow").exists() else 0.02)
+        with self.lock:
+            Handler.busy -= 1
         logprob = -1.0 if body["model"] == self.base else -2.0
         choices = [
             {"index": i, "prompt_logprobs": [None, *({"7": {"logprob": logprob}} for _ in prompt[1:])]}

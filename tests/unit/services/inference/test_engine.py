@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,15 @@ from services.inference.fleet import Fleet
 from services.inference.launch import become, command, environment, log_file, spawn
 from services.inference.settings import InferenceSettings
 from understudy.bases import PLAIN_TEMPLATE, Base, resolve
-from understudy.belt.contracts import Artifact
+from understudy.belt.contracts import Artifact, ModelServed
 from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid
 from understudy.service.child import Child
+from understudy.store.artifacts import FsspecArtifactStore
 
 Eventually = Callable[[Callable[[], object]], None]
+Served = Callable[..., ModelServed]
+Put = Callable[..., Artifact]
 
 
 def kill(process: Child) -> None:
@@ -31,49 +35,84 @@ def kill(process: Child) -> None:
     os.kill(int(children[0]), signal.SIGKILL)
 
 
+def nothing() -> dict[str, Artifact]:
+    return {}
+
+
+def never(_: str) -> bool:
+    return False
+
+
 def test_a_killed_engine_comes_back_with_its_adapters(
-    fleet: Fleet, processes: list[Child], put: Callable[..., Artifact], eventually: Eventually
+    fleet: Fleet, base: Base, served: Served, processes: list[Child], put: Put, eventually: Eventually
 ) -> None:
-    engine = fleet.ensure("tiny", 8)
+    engine = fleet.ensure(base, 8)
+    served("ft:one", put("one"))
+    fleet.admit("ft:one", engine)
     assert engine.wait_ready(10)
-    engine.load("ft:one", put("one"))
+    engine.wake()
+    eventually(lambda: "ft:one" in engine.adapters.serving)
     kill(processes[0])
     eventually(lambda: len(processes) == 2)
     assert engine.wait_ready(10)
-    assert engine.serving == {"tiny", "ft:one"}
+    assert engine.adapters.serving == {"tiny", "ft:one"}
     assert engine.failure is None
 
 
-def test_a_dead_engine_is_not_routed_to(fleet: Fleet, processes: list[Child], eventually: Eventually) -> None:
-    engine = fleet.ensure("tiny", 8)
+def test_a_dead_engine_is_not_routed_to(
+    fleet: Fleet, base: Base, processes: list[Child], eventually: Eventually
+) -> None:
+    engine = fleet.ensure(base, 8)
     assert engine.wait_ready(10)
     assert fleet.route("tiny") == engine.url
     kill(processes[0])
     eventually(lambda: fleet.route("tiny") is None)
 
 
-def test_an_engine_that_keeps_dying_says_why(
-    settings: InferenceSettings, eventually: Eventually, tmp_path: Path
+def test_an_engine_that_keeps_dying_says_why_after_its_second_start(
+    settings: InferenceSettings,
+    make_base: Callable[..., Base],
+    launch: Callable[..., Child],
+    eventually: Eventually,
+    tmp_path: Path,
 ) -> None:
-    base = resolve("tiny", settings.models)
-    script = "print('loading'); print('ValueError: no such architecture'); raise SystemExit(3)"
+    base = make_base("broken")
+    started: list[int] = []
+    failures: list[str | None] = []
 
-    def launch(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
-        return Child([sys.executable, "-S", "-c", script], log=log_file(settings, base))
+    def launched(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
+        started.append(port)
+        failures.append(engine.failure)
+        return launch(base, settings, port, rank)
 
-    engine = Engine(base, settings, dict, lambda artifact: tmp_path, launch=launch, pause=0.01)
+    engine = Engine(base, settings, nothing, never, lambda artifact: tmp_path, launch=launched, pause=0.01)
     engine.start()
     try:
         eventually(lambda: engine.failure)
+        assert failures[:2] == [None, None], "the first may have been bad luck"
         assert engine.failure
-        assert "ValueError: no such architecture" in engine.failure
+        assert "SafetensorError: incomplete metadata" in engine.failure
         assert str(log_file(settings, base)) in engine.failure
+        eventually(lambda: len(started) > 2)
     finally:
         engine.close()
 
 
-def test_a_larger_rank_restarts_the_engine_once(fleet: Fleet, processes: list[Child], eventually: Eventually) -> None:
-    engine = fleet.ensure("tiny", 16)
+def test_an_engine_that_is_waited_for_ends_at_once(
+    settings: InferenceSettings, make_base: Callable[..., Base], launch: Callable[..., Child], tmp_path: Path
+) -> None:
+    engine = Engine(make_base("slow"), settings, nothing, never, lambda artifact: tmp_path, launch=launch)
+    engine.start()
+    assert not engine.wait_ready(0.5)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 2
+
+
+def test_a_larger_rank_restarts_the_engine_once(
+    fleet: Fleet, base: Base, processes: list[Child], eventually: Eventually
+) -> None:
+    engine = fleet.ensure(base, 16)
     assert engine.wait_ready(10)
     engine.require(8)
     engine.require(16)
@@ -86,39 +125,38 @@ def test_a_larger_rank_restarts_the_engine_once(fleet: Fleet, processes: list[Ch
 
 
 def test_an_engine_elsewhere_is_watched_and_given_its_adapters_again(
+    base: Base,
     settings: InferenceSettings,
-    put: Callable[..., Artifact],
-    store: object,
+    put: Put,
+    store: FsspecArtifactStore,
     eventually: Eventually,
     launch: Callable[..., Child],
 ) -> None:
-    base = resolve("tiny", settings.models)
     (port,) = free_ports(1)
     elsewhere = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{port}"})
     adapter = put("one")
     first = launch(base, settings, port, 16)
-    engine = Engine(base, elsewhere, lambda: {"ft:one": adapter}, store.fetch, pause=0.01)  # type: ignore[attr-defined]
+    engine = Engine(base, elsewhere, lambda: {"ft:one": adapter}, never, store.fetch, pause=0.01)
     engine.start()
     try:
         assert engine.wait_ready(10)
-        assert "ft:one" in engine.serving
+        assert "ft:one" in engine.adapters.serving
         first.stop()
         eventually(lambda: engine.url is None)
         launch(base, settings, port, 16)
         assert engine.wait_ready(10)
-        assert "ft:one" in engine.serving
+        assert "ft:one" in engine.adapters.serving
     finally:
         engine.close()
 
 
 def test_an_engine_elsewhere_with_another_model_is_refused(
-    settings: InferenceSettings, eventually: Eventually, tmp_path: Path, launch: Callable[..., Child]
+    base: Base, settings: InferenceSettings, eventually: Eventually, tmp_path: Path, launch: Callable[..., Child]
 ) -> None:
     (port,) = free_ports(1)
-    base = resolve("tiny", settings.models)
     elsewhere = settings.model_copy(update={"engine_url": f"http://127.0.0.1:{port}"})
     launch(replace(base, name="other"), settings, port, 16)
-    engine = Engine(base, elsewhere, dict, lambda artifact: tmp_path, pause=0.01)
+    engine = Engine(base, elsewhere, nothing, never, lambda artifact: tmp_path, pause=0.01)
     engine.start()
     try:
         eventually(lambda: engine.failure)

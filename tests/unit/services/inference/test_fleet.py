@@ -1,99 +1,192 @@
-"""Which model is on which engine, and what a restart on an empty disk remembers."""
+"""Which model is on which engine, what a restart on an empty disk remembers, and that look-ups stay look-ups."""
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
-from services.inference.api import router
 from services.inference.fleet import Fleet
+from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
-from understudy.belt.contracts import Artifact, ModelServed, ModelTrained
+from understudy.bases import Base
+from understudy.belt.contracts import Artifact, ModelServed, RunDeleted
 from understudy.errors import Invalid
-from understudy.service.web import NotFound, add_errors
+from understudy.plan import Plan
+from understudy.service.child import Child
+from understudy.service.web import NotFound
+from understudy.store.artifacts import FsspecArtifactStore
 
-Trained = Callable[[Artifact | None], ModelTrained]
+MakeBase = Callable[..., Base]
+Served = Callable[..., ModelServed]
+Put = Callable[..., Artifact]
+Eventually = Callable[..., None]
 
 
-def test_a_model_of_the_ledger_is_brought_up_when_it_is_wanted(
-    fleet: Fleet, ledger: Any, trained: Trained, put: Callable[..., Artifact], eventually: Callable[..., None]
+@pytest.mark.usefixtures("keeper")
+def test_a_served_model_is_brought_up_when_it_is_wanted(
+    fleet: Fleet, base: Base, served: Served, put: Put, eventually: Eventually
 ) -> None:
-    adapter = put("one")
-    ledger.messages = [ModelServed.following(trained(adapter), model="ft:one", adapter=adapter)]
+    """Also after a restart, and one that another replica served: the log is all that it takes."""
+    served("ft:one", put("one"))
+    served("ft:two", put("two"))
     assert fleet.route("ft:one") is None
     assert fleet.want("ft:one") is None
     eventually(lambda: fleet.route("ft:one"))
     assert fleet.route("tiny") == fleet.route("ft:one")
+    engine = fleet.ensure(base, 8)
+    assert engine.adapters.serving == {"tiny", "ft:one"}, "one that nobody asks for costs nothing"
+    assert fleet.want("ft:two") is None
+    eventually(lambda: fleet.route("ft:two"))
 
 
-def test_a_model_served_by_another_replica_is_loaded_when_it_is_wanted(
-    fleet: Fleet, ledger: Any, trained: Trained, put: Callable[..., Artifact], eventually: Callable[..., None]
-) -> None:
-    assert fleet.ensure("tiny", 8).wait_ready(10)
-    adapter = put("one")
-    ledger.messages = [ModelServed.following(trained(adapter), model="ft:one", adapter=adapter)]
-    fleet.want("ft:one")
-    eventually(lambda: fleet.route("ft:one"))
-
-
-def test_a_bundled_base_answers_without_any_run(fleet: Fleet, eventually: Callable[..., None]) -> None:
-    fleet.want("tiny")
+@pytest.mark.usefixtures("keeper")
+def test_a_bundled_base_answers_without_any_run(fleet: Fleet, make_base: MakeBase, eventually: Eventually) -> None:
+    assert fleet.want("tiny") is None
     eventually(lambda: fleet.route("tiny"))
+    with pytest.raises(NotFound):
+        fleet.want("later")
+    make_base("later")
+    eventually(lambda: fleet.model("later"))
+    fleet.want("later")
+    eventually(lambda: fleet.route("later"))
 
 
-def test_an_unknown_model_is_not_found_once_the_log_was_read(fleet: Fleet, ledger: Any) -> None:
-    ledger.caught_up = False
+def test_an_unknown_model_is_not_found_once_the_log_was_read(fleet: Fleet, log: Any) -> None:
+    log.caught_up = False
     assert fleet.want("nobody") is None
-    ledger.caught_up = True
-    with pytest.raises(NotFound, match="Models here: tiny"):
+    log.caught_up = True
+    with pytest.raises(NotFound, match="GET /v1/models lists"):
         fleet.want("nobody")
 
 
-def test_two_bases_of_one_name_are_not_mixed_up(fleet: Fleet, settings: InferenceSettings) -> None:
-    other = settings.models.parent / "elsewhere" / "tiny"
-    other.mkdir(parents=True)
-    (other / "config.json").write_text("{}")
-    fleet.ensure("tiny", 8)
+def test_an_unknown_model_is_refused_within_a_millisecond_however_many_there_are(
+    fleet: Fleet, served: Served, put: Put
+) -> None:
+    adapter = put("one")
+    for number in range(3000):
+        served(f"ft:{number}", adapter)
+    took = []
+    for number in range(200):
+        started = time.perf_counter()
+        with pytest.raises(NotFound):
+            fleet.want(f"nobody-{number}")
+        fleet.route(f"nobody-{number}")
+        took.append(time.perf_counter() - started)
+    assert sorted(took)[len(took) // 2] < 0.001
+
+
+@pytest.mark.usefixtures("keeper")
+def test_a_model_whose_base_is_gone_says_so_and_is_listed_all_the_same(
+    fleet: Fleet, served: Served, settings: InferenceSettings, make_base: MakeBase, put: Put, eventually: Eventually
+) -> None:
+    served("ft:one", put("one"))
+    shutil.rmtree(settings.models / "tiny")
+    assert "ft:one" in [model.name for model in fleet.models()]
+
+    def refused() -> bool:
+        try:
+            fleet.want("ft:one")
+        except Invalid as error:
+            return "no base model `tiny`" in str(error)
+        return False
+
+    eventually(refused)
+    make_base("tiny")
+    eventually(lambda: not refused())
+    eventually(lambda: fleet.route("ft:one"))
+
+
+@pytest.mark.usefixtures("keeper")
+def test_an_adapter_that_cannot_be_loaded_says_why(
+    fleet: Fleet, served: Served, put: Put, eventually: Eventually
+) -> None:
+    served("ft:bad", put("bad-one", bad=""))
+
+    def why() -> str | None:
+        try:
+            return fleet.want("ft:bad")
+        except Invalid as error:
+            return str(error)
+
+    eventually(lambda: why() and "cannot be loaded" in str(why()))
+
+
+@pytest.mark.usefixtures("keeper")
+def test_models_of_deleted_runs_disappear_and_the_engine_outlives_them(
+    fleet: Fleet,
+    base: Base,
+    log: Any,
+    served: Served,
+    put: Put,
+    store: FsspecArtifactStore,
+    processes: list[Child],
+    eventually: Eventually,
+) -> None:
+    """vLLM ends with all its models when it has to read an adapter again whose folder is gone."""
+    served("ft:one", put("one"))
+    served("ft:two", put("two"), run="other")
+    for name in ("ft:one", "ft:two"):
+        fleet.want(name)
+        eventually(lambda name=name: fleet.route(name))
+    engine = fleet.ensure(base, 8)
+    log.say(RunDeleted(run="r"))
+    store.delete("adapters/one")  # as who deletes a run does at once
+    with engine.client() as client:
+        try:
+            client.prompt_logprobs("ft:one", [[1, 2]])  # a request that was on its way
+        except Invalid:
+            pass
+    eventually(lambda: engine.adapters.serving == {"tiny", "ft:two"})
+    assert fleet.route("ft:one") is None
+    with pytest.raises(NotFound):
+        fleet.want("ft:one")
+    assert [model.name for model in fleet.models()] == ["tiny", "ft:two"]
+    assert fleet.route("ft:two")
+    assert processes[0].poll() is None
+    assert len(processes) == 1
+
+
+def test_two_bases_of_one_name_are_not_mixed_up(fleet: Fleet, base: Base, make_base: MakeBase, tmp_path: Path) -> None:
+    fleet.ensure(base, 8)
     with pytest.raises(Invalid, match="same name"):
-        fleet.ensure(str(other), 8)
+        fleet.ensure(make_base("tiny", tmp_path / "elsewhere"), 8)
 
 
-def test_an_engine_is_made_for_the_largest_adapter_it_has_served(
-    fleet: Fleet, ledger: Any, trained: Trained, put: Callable[..., Artifact]
+def test_a_base_that_is_not_the_one_of_the_plan_is_refused(
+    fleet: Fleet, plan: Callable[..., Plan], settings: InferenceSettings
 ) -> None:
-    adapter = put("one")
-    message = ModelServed.following(trained(adapter), model="ft:one", adapter=adapter)
-    lora = message.recipe.training.lora.model_copy(update={"r": 64})
-    recipe = message.recipe.model_copy(update={"training": message.recipe.training.model_copy(update={"lora": lora})})
-    ledger.messages = [message.model_copy(update={"recipe": recipe})]
-    assert fleet.ensure("tiny", 8).rank == 64
+    made = plan("tiny")
+    (settings.models / "tiny" / "config.json").write_text('{"max_position_embeddings": 256}')
+    with pytest.raises(Invalid, match="was changed since the run was planned"):
+        fleet.engine_of(made, 0)
+    assert not fleet.bases()
 
 
-def test_models_are_listed_in_openais_shape(
-    fleet: Fleet, ledger: Any, trained: Trained, put: Callable[..., Artifact]
+def test_an_engine_is_made_for_the_largest_adapter_it_has_served_or_will_get(
+    fleet: Fleet, base: Base, served: Served, put: Put, plan: Callable[..., Plan]
 ) -> None:
-    adapter = put("one")
-    ledger.messages = [
-        ModelServed.following(trained(adapter), model="ft:owner/tiny:x:v:1", adapter=adapter),
-        ModelServed.following(trained(None), model="tiny", adapter=None),
-    ]
-    app = FastAPI()
-    add_errors(app)
-    app.include_router(router(fleet))
-    client = TestClient(app)
-    listed = client.get("/v1/models").json()
-    assert listed["object"] == "list"
-    assert [(card["id"], card["parent"], card["root"]) for card in listed["data"]] == [
-        ("tiny", None, "tiny"),
-        ("ft:owner/tiny:x:v:1", "tiny", "tiny"),
-    ]
-    assert all(type(card["created"]) is int and card["object"] == "model" for card in listed["data"])
-    for path in ("ft:owner/tiny:x:v:1", "ft%3Aowner%2Ftiny%3Ax%3Av%3A1"):
-        assert client.get(f"/v1/models/{path}").json()["id"] == "ft:owner/tiny:x:v:1"
-    missing = client.get("/v1/models/nobody")
-    assert missing.status_code == 404
-    assert missing.json()["error"]["type"] == "invalid_request_error"
+    served("ft:one", put("one"), rank=64)
+    assert fleet.ensure(base, 8).rank == 64
+    assert fleet.engine_of(plan("tiny", rank=128), 0).rank == 128, "before its base is served, or it would restart then"
+
+
+def test_many_at_once_start_one_engine(
+    fleet: Fleet, base: Base, processes: list[Child], eventually: Eventually
+) -> None:
+    with ThreadPoolExecutor(24) as pool:
+        engines = set(pool.map(lambda _: fleet.ensure(base, 8), range(48)))
+    assert len(engines) == 1
+    assert engines.pop().wait_ready(10)
+    assert len(processes) == 1
+
+
+def test_a_keeper_that_was_told_to_end_does(fleet: Fleet, keeper: Keeper) -> None:
+    started = time.monotonic()
+    keeper.close()
+    assert time.monotonic() - started < 1

@@ -13,8 +13,9 @@ import pytest
 import uvicorn
 from prometheus_client import REGISTRY
 
-from services.inference.gateway import COMPLETIONS, Gateway
+from services.inference.gateway import Gateway
 from understudy.embedded.ports import free_ports
+from understudy.service.doors import hot
 from understudy.service.web import NotFound
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -321,7 +322,7 @@ async def test_requests_are_counted_by_family_and_class_of_code() -> None:
         assert {way: count - before[way] for way, count in counts().items()} == dict.fromkeys(before, 1)
         assert metric("request_seconds_count", family=CHAT) - took == 3
         families = {s.labels["family"] for m in REGISTRY.collect() for s in m.samples if "family" in s.labels}
-        assert families <= COMPLETIONS | {"/v1/files", "/v1/runs", "/v1/evals", "own"}, "a label per path would grow"
+        assert families <= hot() | {"/v1/files", "/v1/runs", "/v1/evals", "own"}, "a label per path would grow"
 
 
 async def test_the_first_token_of_a_stream_is_timed_and_the_request_is_in_flight_till_its_end() -> None:

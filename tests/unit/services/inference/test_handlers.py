@@ -1,8 +1,8 @@
-"""From ModelTrained to ModelServed, with a stub engine."""
+"""From ServingRequested to what comes next, with stub engines."""
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,83 +10,154 @@ import pytest
 
 from services.inference.fleet import Fleet
 from services.inference.handlers import Inference
-from understudy.belt.contracts import Artifact, ModelServed, ModelTrained, Progress, RunRequested
+from understudy.bases import Base
+from understudy.belt.contracts import (
+    Artifact,
+    ItemServed,
+    Message,
+    ModelServed,
+    Progress,
+    ScoringRequested,
+    ServingRequested,
+)
 from understudy.errors import Invalid
-from understudy.recipe import Recipe
-from understudy.service.child import Child
+from understudy.plan import Plan
 from understudy.testing import drain
 
-Trained = Callable[[Artifact | None], ModelTrained]
+MakePlan = Callable[..., Plan]
+RequestOf = Callable[..., ServingRequested]
+Put = Callable[..., Artifact]
+Eventually = Callable[..., None]
 
 
-def probes(adapter_logprob: float) -> str:
-    probe = {"token_ids": [1, 2, 3], "base_logprobs": [-1, -1], "adapter_logprobs": [adapter_logprob] * 2}
-    return json.dumps({"probes": [probe]})
+def steps(outputs: list[Message]) -> list[str]:
+    return [output.step for output in outputs if isinstance(output, Progress)]
 
 
-@pytest.fixture
-def inference(fleet: Fleet) -> Inference:
-    return Inference(fleet, tolerance=0.05)
-
-
-def test_a_requested_run_warms_the_engine_without_waiting(inference: Inference, fleet: Fleet, recipe: Recipe) -> None:
-    assert drain(inference.warm(RunRequested(run="r", recipe=recipe))) == []
-    assert [state.base for state in fleet.states()] == ["tiny"]
-    assert fleet.ensure("tiny", 8).wait_ready(10)
-
-
-def test_an_adapter_is_served_under_its_name_after_the_gate(
-    inference: Inference, fleet: Fleet, trained: Trained, put: Callable[..., Artifact]
+def test_an_adapter_is_served_under_its_name_after_the_gate_and_goes_on_to_be_scored(
+    inference: Inference, fleet: Fleet, plan: MakePlan, request_of: RequestOf, put: Put, probes: Callable[[float], str]
 ) -> None:
-    message = trained(put("one", probe__json=probes(-2.0)))
-    outputs = list(inference.serve(message))
-    (served,) = drain(outputs)
+    made = plan("tiny", needs={"evaluator": ("vision",)})
+    request = request_of(made, "v@tiny", put("one", probe__json=probes(-2.0)), generation=3, attempt=2)
+    outputs = list(inference.serve(request))
+    served, scoring = drain(outputs)
+    assert request.adapter
+    name = f"ft:tiny:films:v@tiny:{request.adapter.sha256[:8]}"
+    about = {"run": "r", "generation": 3, "attempt": 2, "item": "v@tiny", "adapter": request.adapter}
+    assert served == ModelServed(**about, model=name, base="tiny", parent="tiny", rank=8)
+    ride = {"index": request.index, "base": 0, "plan": request.plan, "needs": ("vision",)}
+    assert scoring == ScoringRequested(**about, **ride, model=name)
+    assert steps(outputs)[-2:] == ["loading", "checking against training"]
+    progress = [output for output in outputs if isinstance(output, Progress)]
+    assert {(each.generation, each.attempt, each.item) for each in progress} == {(3, 2, "v@tiny")}
+    assert fleet.route(name), "answers at once, before anybody has read the message"
+    assert drain(inference.serve(request)) == [served, scoring], "a redelivery gives the same answer"
+
+
+def test_the_base_is_served_under_its_own_name(
+    inference: Inference, fleet: Fleet, plan: MakePlan, request_of: RequestOf
+) -> None:
+    served, scoring = drain(inference.serve(request_of(plan("tiny"), "base@tiny")))
     assert isinstance(served, ModelServed)
-    assert message.adapter
-    assert served.model == f"ft:tiny:films:v:{message.adapter.sha256[:8]}"
-    assert served.adapter == message.adapter
-    assert fleet.route(served.model), "answers at once, before the ledger has read the message"
-    steps = [output.step for output in outputs if isinstance(output, Progress)]
-    assert steps[-2:] == ["loading", "checking against training"]
-    assert drain(inference.serve(message)) == [served], "a redelivery gives the same answer"
+    assert isinstance(scoring, ScoringRequested)
+    assert (served.model, served.base, served.parent, served.rank, served.adapter) == ("tiny", "tiny", None, 1, None)
+    assert (scoring.model, scoring.adapter) == ("tiny", None)
+    assert fleet.route("tiny")
+
+
+def test_an_item_whose_ride_ends_here_has_ended(
+    inference: Inference, plan: MakePlan, request_of: RequestOf, put: Put
+) -> None:
+    request = request_of(plan("tiny", ends_at="served"), "v@tiny", put("one"), generation=2)
+    served, ended = drain(inference.serve(request))
+    assert isinstance(served, ModelServed)
+    assert ended == ItemServed(run="r", generation=2, item="v@tiny", model=served.model)
 
 
 def test_an_adapter_that_fails_the_gate_is_not_left_on_the_engine(
-    inference: Inference, fleet: Fleet, trained: Trained, put: Callable[..., Artifact]
+    inference: Inference,
+    fleet: Fleet,
+    base: Base,
+    plan: MakePlan,
+    request_of: RequestOf,
+    put: Put,
+    probes: Callable[[float], str],
+    eventually: Eventually,
 ) -> None:
     with pytest.raises(Invalid, match="otherwise than training did"):
-        list(inference.serve(trained(put("one", probe__json=probes(-1.5)))))
-    assert fleet.ensure("tiny", 8).serving == {"tiny"}
+        list(inference.serve(request_of(plan("tiny"), "v@tiny", put("one", probe__json=probes(-1.5)))))
+    engine = fleet.ensure(base, 8)
+    eventually(lambda: engine.adapters.serving == {"tiny"})
+    with engine.client() as client:
+        assert client.models() == {"tiny"}
+    assert engine.turn.acquire(timeout=1), "the next one has its turn"
 
 
 def test_an_adapter_that_the_engine_refuses_is_invalid(
-    inference: Inference, trained: Trained, put: Callable[..., Artifact]
+    inference: Inference, plan: MakePlan, request_of: RequestOf, put: Put
 ) -> None:
     with pytest.raises(Invalid, match="cannot be loaded"):
-        list(inference.serve(trained(put("one", bad=""))))
+        list(inference.serve(request_of(plan("tiny"), "v@tiny", put("one", bad=""))))
 
 
-def test_the_base_is_served_under_its_own_name(inference: Inference, trained: Trained) -> None:
-    (served,) = drain(inference.serve(trained(None)))
-    assert isinstance(served, ModelServed)
-    assert (served.model, served.adapter) == ("tiny", None)
-
-
-def test_waiting_for_the_engine_is_told(inference: Inference, fleet: Fleet, trained: Trained, monkeypatch: Any) -> None:
-    engine = fleet.ensure("tiny", 8)
-    assert engine.wait_ready(10)
-    waits = iter([False, False, True])
-    monkeypatch.setattr(engine, "wait_ready", lambda timeout: next(waits))
-    told = [output for output in inference.serve(trained(None)) if isinstance(output, Progress)]
-    assert [progress.step for progress in told] == ["starting the engine"] * 2
-    assert all("elapsed_seconds" in progress.figures for progress in told)
-
-
-def test_an_engine_that_does_not_come_up_fails_the_variant(
-    inference: Inference, fleet: Fleet, trained: Trained, processes: list[Child], monkeypatch: Any
+@pytest.mark.parametrize("outputs", [3, 4])
+def test_one_that_is_closed_after_the_gate_is_not_admitted_and_dropped(
+    inference: Inference,
+    fleet: Fleet,
+    base: Base,
+    plan: MakePlan,
+    request_of: RequestOf,
+    put: Put,
+    eventually: Eventually,
+    outputs: int,
 ) -> None:
-    engine = fleet.ensure("tiny", 8)
-    monkeypatch.setattr(engine, "wait_ready", lambda timeout: False)
-    monkeypatch.setattr(engine, "failure", "The engine ended while it started.")
+    """Up to the moment of its commit it may be cancelled, and then nobody will ever have heard of it."""
+    engine = fleet.ensure(base, 8)
+    assert engine.wait_ready(10)
+    handling = inference.serve(request_of(plan("tiny"), "v@tiny", put("one")))
+    said = [next(handling) for _ in range(outputs)]
+    assert isinstance(said[-1], ModelServed if outputs == 3 else ScoringRequested)
+    (loaded,) = engine.adapters.serving - {"tiny"}
+    handling.close()  # type: ignore[attr-defined]
+    assert fleet.route(loaded) is None
+    eventually(lambda: engine.adapters.serving == {"tiny"}, 2)
+
+
+def test_waiting_for_the_engine_is_told_at_once_and_then_now_and_again(
+    inference: Inference, make_base: Callable[..., Base], plan: MakePlan, request_of: RequestOf
+) -> None:
+    make_base("slow")
+    handling = inference.serve(request_of(plan("slow"), "base@slow"))
+    started = time.monotonic()
+    first, second = next(handling), next(handling)
+    assert time.monotonic() - started < 4
+    for progress in (first, second):
+        assert isinstance(progress, Progress)
+        assert progress.step == "starting the engine"
+    assert second.figures["elapsed_seconds"] > first.figures["elapsed_seconds"]  # type: ignore[union-attr]
+
+
+def test_waiting_for_others_on_the_engine_is_told(
+    inference: Inference, fleet: Fleet, base: Base, plan: MakePlan, request_of: RequestOf, put: Put
+) -> None:
+    engine = fleet.ensure(base, 8)
+    with engine.turn:
+        handling = inference.serve(request_of(plan("tiny"), "v@tiny", put("one")))
+        waiting: Any = next(handling)
+        while waiting.step in ("starting the engine", "loading"):
+            waiting = next(handling)
+        assert waiting.step == "waiting for its turn on the engine"
+    assert len(drain(handling)) == 2
+
+
+def test_an_engine_that_does_not_come_up_fails_the_item_with_its_last_words(
+    inference: Inference, make_base: Callable[..., Base], plan: MakePlan, request_of: RequestOf
+) -> None:
+    make_base("broken")
+    request = request_of(plan("broken"), "base@broken")
+    with pytest.raises(Invalid, match="SafetensorError: incomplete metadata"):
+        list(inference.serve(request))
+    started = time.monotonic()
     with pytest.raises(Invalid, match="ended while it started"):
-        list(inference.serve(trained(None)))
+        list(inference.serve(request))
+    assert time.monotonic() - started < 1, "the next one need not wait until it has died again"

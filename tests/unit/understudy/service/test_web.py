@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from understudy.errors import Fatal, Invalid, Transient
-from understudy.service.web import NotFound, add_errors, add_health
+from understudy.service.web import NotFound, add_errors, add_health, page, page_of
 
 
 def client(reason: str | None = None, error: Exception | None = None) -> TestClient:
@@ -55,3 +56,35 @@ def test_malformed_requests_and_unknown_paths_too() -> None:
     assert client().get("/nowhere").status_code == 404
     assert client().get("/nowhere").json()["error"]["message"]
     assert client().post("/healthz").json()["error"]["type"] == "invalid_request_error"
+
+
+@dataclass(frozen=True)
+class Thing:
+    id: str
+
+
+THINGS: list[Any] = [Thing("c"), {"id": "b"}, Thing("a")]
+"""Newest first."""
+
+
+def ids(shown: dict[str, Any]) -> list[str]:
+    return [each["id"] if isinstance(each, dict) else each.id for each in shown["data"]]
+
+
+def test_a_list_is_paged_as_openais_clients_expect() -> None:
+    first = page_of(THINGS, None, 2)
+    assert (first["object"], ids(first), first["has_more"]) == ("list", ["c", "b"], True)
+    assert (first["first_id"], first["last_id"]) == ("c", "b")
+    rest = page_of(THINGS, first["last_id"], 2)
+    assert (ids(rest), rest["has_more"]) == (["a"], False)
+    assert ids(page_of(THINGS, "a", 2)) == []
+    assert ids(page_of(THINGS, "a", 10, "asc")) == ["b", "c"]
+
+
+def test_an_empty_page_says_so_with_every_field() -> None:
+    assert page([], False) == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+def test_a_place_that_is_none_is_not_found() -> None:
+    with pytest.raises(NotFound, match="`last_id` of the page before"):
+        page_of(THINGS, "x", 2)

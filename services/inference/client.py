@@ -1,0 +1,114 @@
+"""An engine's own HTTP API: the few calls that serving, gating and looking after its adapters take.
+
+Does not decide which adapters an engine shall have (`adapters.py`), nor whether one is good (`gate.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from http import HTTPStatus
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self
+
+import httpx
+
+from understudy.errors import Invalid, Transient
+from understudy.interrupt import check
+
+SECONDS = 60.0
+"""An engine may take for an answer."""
+SECONDS_BUSY = 300.0
+"""It may take for one that waits behind other people's requests."""
+
+
+class EngineClient:
+    """An engine's own HTTP API; `with EngineClient(url) as engine:`.
+
+    Raises `Invalid` when the engine refuses, `Transient` when it is not there. Stops when `interrupt.check` says so.
+    """
+
+    def __init__(self, url: str) -> None:
+        # Plain http: verify=False only spares the 50 ms that loading certificates takes.
+        self._http = httpx.Client(base_url=url, timeout=SECONDS, trust_env=False, verify=False)
+
+    def healthy(self) -> bool:
+        """Whether the engine takes requests."""
+        try:
+            return self._http.get("/health", timeout=5).status_code == HTTPStatus.OK
+        except httpx.HTTPError:
+            return False
+
+    def models(self) -> frozenset[str]:
+        """Names of the base and of all loaded adapters."""
+        return frozenset(card["id"] for card in self._call("GET", "/v1/models").json()["data"])
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load an adapter; having it already is success."""
+        try:
+            self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        except Invalid:
+            if name not in self.models():
+                raise
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter; not having it is success."""
+        try:
+            self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except Invalid:
+            if name in self.models():
+                raise
+
+    def prompt_logprobs(self, model: str, prompts: Sequence[Sequence[int] | str]) -> list[list[float]]:
+        """For every prompt the natural log-probabilities of its tokens 1..n-1, each given those before it."""
+        request = {"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        choices = self._call("POST", "/v1/completions", request, SECONDS_BUSY).json()["choices"]
+        return [
+            [next(iter(token.values()))["logprob"] for token in choice["prompt_logprobs"] if token]
+            for choice in sorted(choices, key=lambda choice: choice["index"])
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
+    ) -> httpx.Response:
+        try:
+            response = _interruptibly(lambda: self._http.request(method, path, json=body, timeout=seconds))
+        except httpx.HTTPError as error:
+            raise Transient(f"The engine did not answer {path}: {error or type(error).__name__}") from error
+        if response.is_success:
+            return response
+        # The engine answers 500 also to an adapter it cannot use (wrong rank, wrong shapes): then it stays healthy.
+        if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR or self.healthy():
+            raise Invalid(f"The engine refused {path} ({response.status_code}): {_reason(response)}")
+        raise Transient(f"The engine failed at {path} ({response.status_code}): {_reason(response)}")
+
+
+def _interruptibly(call: Callable[[], httpx.Response]) -> httpx.Response:
+    """What `call` returns; it is made in a thread of its own, so that an interruption need not wait for an engine."""
+    answer: Future[httpx.Response] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=run, name="engine-call", daemon=True).start()
+    while not wait([answer], timeout=0.2).done:
+        check()
+    return answer.result()
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        body = response.json()
+        return str(body["error"]["message"] if "error" in body else body.get("message", body))[:1000]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return response.text[:1000]

@@ -1,0 +1,102 @@
+"""The thread beside the fleet: has engines warm before the first item needs one, and does what must not be done on the
+event loop.
+
+It looks at the runs that are open and starts the engines of their bases, so that these come up while datagen and trainer
+work; not more than `most` of them, because each takes memory. A base that cannot be used is only logged: its items will
+say so when they come. Decides nothing about models (`fleet.py` does).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from services.inference.fleet import Fleet
+from understudy.belt.bus import Record
+from understudy.belt.contracts import Message, RunDeleted, RunRequested
+from understudy.belt.folds.runs import AT, Runs, RunState
+from understudy.errors import Transient, UnderstudyError
+from understudy.interrupt import Interrupted, interruptible
+from understudy.store.plans import Plans
+
+log = logging.getLogger(__name__)
+
+PAUSE = 2.0
+"""Seconds between two looks when nothing wakes it."""
+
+
+class Keeper:
+    """`keeper.start()`; ends with `keeper.close()`. As a fold, it hears when a run comes or goes."""
+
+    topics = ("run-requested", "run-control")
+
+    def __init__(self, fleet: Fleet, runs: Runs, plans: Plans, caught_up: Callable[[], bool], most: int) -> None:
+        self._fleet, self._runs, self._plans, self._caught_up, self._most = fleet, runs, plans, caught_up, most
+        self._warmed: set[tuple[str, int]] = set()
+        """Runs, with generation, that need no more warming."""
+        self._looked = -PAUSE
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+
+    def read(self, message: Message, record: Record) -> None:
+        if isinstance(message, RunRequested | RunDeleted) and self._caught_up():
+            self._looked = -PAUSE
+            self._fleet.wake.set()
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End, within a second."""
+        self._stop.set()
+        self._fleet.wake.set()
+        if self._thread.ident:
+            self._thread.join()
+
+    def warm(self) -> None:
+        """Start the engines that open runs will need, those of the oldest run first."""
+        runs = sorted(self._runs.open(), key=lambda run: (run.created_at, run.id))
+        self._warmed &= {(run.id, run.generation) for run in runs}
+        for run in runs:
+            if (run.id, run.generation) not in self._warmed and self._warm_for(run):
+                self._warmed.add((run.id, run.generation))
+
+    def _warm_for(self, run: RunState) -> bool:
+        """Whether the run needs no more warming."""
+        needed = {item.base for item in run.items.values() if item.stage in AT}
+        if not needed & self._fleet.bases() and len(self._fleet.bases()) >= self._most:
+            return False
+        try:
+            plan = self._plans.get(run.plan)
+        except UnderstudyError as error:
+            log.warning("run %s: %s", run.id, error)
+            return not isinstance(error, Transient)
+        complete = True
+        for number, base in enumerate(plan.bases):
+            warm = self._fleet.bases()
+            if base.name in needed and (base.name in warm or len(warm) < self._most):
+                try:
+                    self._fleet.engine_of(plan, number)
+                except UnderstudyError as error:
+                    log.warning("run %s, base `%s`: %s", run.id, base.name, error)
+            elif base.name in needed:
+                complete = False
+        return complete
+
+    def _keep(self) -> None:
+        with interruptible(self._stop):
+            while not self._stop.is_set():
+                self._fleet.wake.wait(PAUSE)
+                self._fleet.wake.clear()
+                try:
+                    self._fleet.settle()
+                    if self._caught_up() and time.monotonic() - self._looked >= PAUSE:
+                        self._looked = time.monotonic()
+                        self.warm()
+                except Interrupted:
+                    return
+                except Exception:
+                    log.exception("the keeper goes on")

@@ -1,0 +1,68 @@
+"""The calls on an engine's own API: what is success, what is whose fault, and that nobody has to wait for an answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.inference.client import EngineClient
+from services.inference.settings import InferenceSettings
+from understudy.bases import Base
+from understudy.belt.contracts import Artifact
+from understudy.embedded.ports import free_ports
+from understudy.errors import Invalid, Transient
+from understudy.interrupt import Interrupted, interruptible
+from understudy.service.child import Child
+from understudy.store.artifacts import FsspecArtifactStore
+
+
+@pytest.fixture
+def engine(
+    base: Base, settings: InferenceSettings, launch: Callable[..., Child], eventually: Callable[..., None]
+) -> Iterator[EngineClient]:
+    (port,) = free_ports(1)
+    process = launch(base, settings, port, 16)
+    with EngineClient(f"http://127.0.0.1:{port}") as client:
+        eventually(client.healthy)
+        yield client
+    process.stop()
+
+
+def test_loading_twice_and_unloading_twice_succeed(engine: EngineClient, tmp_path: Path) -> None:
+    for _ in range(2):
+        engine.load("ft:one", tmp_path)
+    assert engine.models() == {"tiny", "ft:one"}
+    for _ in range(2):
+        engine.unload("ft:one")
+    assert engine.models() == {"tiny"}
+
+
+def test_a_refusal_is_invalid_and_silence_is_transient(engine: EngineClient, tmp_path: Path) -> None:
+    (tmp_path / "bad").touch()
+    with pytest.raises(Invalid, match="cannot be loaded"):
+        engine.load("ft:bad", tmp_path)
+    with pytest.raises(Invalid, match="no such model"):
+        engine.prompt_logprobs("missing", [[1, 2]])
+    (port,) = free_ports(1)
+    with EngineClient(f"http://127.0.0.1:{port}") as nobody, pytest.raises(Transient):
+        nobody.models()
+
+
+def test_logprobs_come_in_the_order_of_the_prompts(engine: EngineClient) -> None:
+    assert engine.prompt_logprobs("tiny", [[1, 2], [1, 2, 3, 4]]) == [[-1.0], [-1.0, -1.0, -1.0]]
+
+
+def test_an_interruption_does_not_wait_for_the_engine(
+    engine: EngineClient, put: Callable[..., Artifact], store: FsspecArtifactStore
+) -> None:
+    engine.load("ft:slow", store.fetch(put("slow", slow="30")))
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    started = time.monotonic()
+    with interruptible(stop), pytest.raises(Interrupted):
+        engine.prompt_logprobs("ft:slow", [[1, 2]])
+    assert time.monotonic() - started < 1.5
