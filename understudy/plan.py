@@ -21,6 +21,7 @@ from understudy.recipe import BASE, Dataset, Panel, Recipe, Training
 from understudy.terms import Artifact, Frozen, Station
 
 FILE = "plan.json"
+WINDOW = 6
 MOST_ITEMS = 2000
 ItemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+@-]{0,199}$")]
 Stages = tuple[dict[str, float], ...]
@@ -88,6 +89,8 @@ class Plan(Frozen):
     bootstrap: int = 1000
     """Resamples behind every interval."""
     items: tuple[Item, ...]
+    window: int = Field(default=WINDOW, ge=1)
+    """Items on the belt at once; the others wait for their turn, so that other runs get theirs."""
     parent: Artifact | None = None
     """The plan that this one adds to."""
 
@@ -103,7 +106,7 @@ class Plan(Frozen):
         return self.bases[item.base]
 
 
-def make(recipe: Recipe, resolve: Callable[[str], PlannedBase]) -> Plan:
+def make(recipe: Recipe, resolve: Callable[[str], PlannedBase], window: int = WINDOW) -> Plan:
     """The plan of `recipe`; `resolve` finds a base as the recipe names it.
 
     Raises `Invalid` when there are too many items, or bases whose names do not tell them apart.
@@ -145,6 +148,7 @@ def make(recipe: Recipe, resolve: Callable[[str], PlannedBase]) -> Plan:
         panels=recipe.evaluation.panels,
         bootstrap=recipe.evaluation.bootstrap,
         items=tuple(items),
+        window=window,
     )
 
 

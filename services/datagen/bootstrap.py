@@ -26,5 +26,5 @@ def build(settings: DatagenSettings, kernel: Kernel) -> Service:
     files = Files(kernel.store, max_bytes=settings.max_upload_bytes)
     return Service(
         lanes=(Lane("datagen", datagen.handlers(), width=SIDE_BY_SIDE),),
-        router=router(files, Desk(kernel, pools, settings.models)),
+        router=router(files, Desk(kernel, pools, settings.models, settings.window)),
     )

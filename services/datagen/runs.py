@@ -39,6 +39,7 @@ class Desk:
     pools: Pools
     models: Path
     """Folder of bundled base models."""
+    window: int = plan.WINDOW
 
     def begin(self, document: object, fresh: str = "") -> RunState:
         """The run that a recipe asks for: a new one, one that is there, or one that failed or was cancelled and goes on.
@@ -53,7 +54,7 @@ class Desk:
             return state
         generation = 1 + (state.generation if state else runs.deleted(run))
         before = store.find(keys.plan(run))
-        planned = self.kernel.plans.get(before) if before else plan.make(parsed, self._planned)
+        planned = self.kernel.plans.get(before) if before else plan.make(parsed, self._planned, self.window)
         if state is None:
             for each in wanted(planned):
                 self.pools.check(each)

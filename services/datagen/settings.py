@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from understudy.plan import WINDOW
 from understudy.settings import Settings
 
 
@@ -20,5 +21,8 @@ class DatagenSettings(Settings):
     """Of one text or answer; longer rows are rejected, never cut."""
     max_labels: int = Field(default=100, ge=2)
     """Classes of one dataset: the instruction names them all."""
+    window: int = Field(default=WINDOW, ge=1, le=1000)
+    """Items of one run on the belt at once, for runs that begin now. More keep more trainers busy; another run's first item
+    waits behind at most so many."""
     llm_tries: int = Field(default=3, ge=1)
     """Requests per row until the model's answer passes the checks."""

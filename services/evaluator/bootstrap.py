@@ -16,7 +16,7 @@ def build(settings: EvaluatorSettings, kernel: Kernel) -> Service:
     work = settings.work("evaluator")
     asker = Asker(base_url=f"{settings.gateway.rstrip('/')}/v1", concurrency=settings.concurrency)
     evaluator = Evaluator(kernel.store, kernel.plans, asker, work)
-    closer = Closer(kernel.store, kernel.plans, kernel.control, kernel.reader, settings.window)
+    closer = Closer(kernel.plans, kernel.control, kernel.reader)
     reporter = Reporter(kernel.store, kernel.plans, kernel.control, work)
     return Service(
         lanes=(evaluator.lane(), closer.lane(), reporter.lane()),

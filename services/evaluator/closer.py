@@ -6,12 +6,10 @@ lies, however often it is handed out and by whom: the same outputs each time. Wh
 
 from __future__ import annotations
 
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
 from typing import Literal
 
 from understudy.belt import turns
@@ -35,10 +33,6 @@ from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Lane
 from understudy.belt.turns import Book
 from understudy.plan import Item, Plan
-from understudy.records import Record as Document
-from understudy.records import read_json, write_json
-from understudy.store import keys
-from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans
 
 REMEMBERED = 1000
@@ -46,13 +40,6 @@ REMEMBERED = 1000
 NAMED = 20
 """Failed items that the reason of a run names."""
 Status = Literal["finished", "failed", "cancelled"]
-
-
-class Window(Document):
-    """`window.json`: what was set when a generation began. Another setting in between would skip turns."""
-
-    format: Literal["understudy.window.v1"] = "understudy.window.v1"
-    items: int
 
 
 @dataclass
@@ -63,21 +50,16 @@ class _Known:
     """In its partition."""
     book: Book = field(default_factory=Book)
     """Of all that was said up to there."""
-    windows: dict[int, int] = field(default_factory=dict)
-    """Generation -> its window."""
 
 
 @dataclass
 class Closer:
     """The lane `closer`."""
 
-    store: ArtifactStore
     plans: Plans
     control: Control
     """With its history."""
     reader: Reader
-    window: int = turns.WINDOW
-    """Items of one run on the belt at once, for generations that begin now."""
     _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
     """By run."""
 
@@ -88,17 +70,17 @@ class Closer:
     def turn(self, message: Message, record: Record) -> Iterator[Message]:
         """Yields the requests of the items whose turn came with `message`, and the ReportRequested if it ended the run.
 
-        A message that an operator had tried again is taken for the first of its run: doubles are harmless, a lost turn is not.
+        A message that this lane gave up, and an operator had tried again, is taken for the first of its run: doubles are harmless,
+        a lost turn is not.
         """
         before = self._before(message, record)
         after = turns.apply(before, message)
-        if message.attempt > 1:
+        if self._was_given_up(message, record):
             before = Book()
         plan = self.plans.get(after.made.plan) if after.made else None
         if plan and after.made:
-            window = self._window(message.run, after.generation)
             places = {item.name: place for place, item in enumerate(plan.items)}
-            for name in turns.released(before, after, plan, window):
+            for name in turns.released(before, after, plan):
                 yield _request(after.made, plan.items[places[name]], places[name])
         if turns.closed(after, plan):
             outcome = turns.outcome(after)
@@ -115,6 +97,14 @@ class Closer:
                     datasets=after.made.datasets if after.made else None,
                 )
 
+    def _was_given_up(self, message: Message, record: Record) -> bool:
+        """Whether this very message was here before. The end of an item that was tried again is another one, as a rule: it was
+        a failure that had it tried again, so a failure does not count."""
+        if message.attempt == 1 or isinstance(message, ItemFailed):
+            return False
+        earlier = self.control.history(message.run, -1, record.offset - 1)
+        return any(old.model_copy(update={"attempt": message.attempt}) == message for old in earlier)
+
     def _before(self, message: Message, record: Record) -> Book:
         """The book of all that was said about the run before this record."""
         self.reader.wait_for(record)
@@ -127,19 +117,6 @@ class Closer:
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return known.book
-
-    def _window(self, run: str, generation: int) -> int:
-        """The window that this generation began with; the first who asks sets it."""
-        windows = self._known[run].windows
-        if generation not in windows:
-            key = keys.window(run, generation)
-            artifact = self.store.find(key)
-            if artifact is None:
-                with tempfile.TemporaryDirectory(prefix="window-") as folder:
-                    write_json(Path(folder) / "window.json", Window(items=self.window))
-                    artifact = self.store.put(key, Path(folder))
-            windows[generation] = read_json(self.store.fetch(artifact) / "window.json", Window).items
-        return windows[generation]
 
 
 def came_to(book: Book, plan: Plan | None) -> tuple[Status, str | None]:

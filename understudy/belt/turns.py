@@ -8,7 +8,7 @@
     outcome(book)                   the same as a word, which two readers can compare
 
 A run never puts all its items on a topic, because nothing overtakes there: the next one is let go when one ends, so that
-another run's first item waits behind at most `WINDOW` of them. A wish to cancel is not a fact: an item without an end,
+another run's first item waits behind at most `plan.window` of them. A wish to cancel is not a fact: an item without an end,
 whose generation a wish covers, is cancelled; an end that comes after all counts. Of two messages that say the same (type,
 item, generation, attempt) the first counts. Does not publish (the evaluator's closer does) and knows no topics.
 """
@@ -31,9 +31,6 @@ from understudy.belt.contracts import (
     RunDeleted,
 )
 from understudy.plan import Plan
-
-WINDOW = 6
-"""Items of one run on the belt at once."""
 
 
 @dataclass(frozen=True)
@@ -108,24 +105,24 @@ def apply(book: Book, message: Message) -> Book:
     return book
 
 
-def let_go(book: Book, plan: Plan, window: int = WINDOW) -> tuple[str, ...]:
-    """The items that may ride: the first `window` that are not over, in the order of the plan; none before the datasets are made."""
+def let_go(book: Book, plan: Plan) -> tuple[str, ...]:
+    """The items that may ride: the first `plan.window` that are not over, in the order of the plan; none before the datasets are made."""
     if book.made is None:
         return ()
-    return tuple(islice((item.name for item in plan.items if not book.is_over(item.name)), window))
+    return tuple(islice((item.name for item in plan.items if not book.is_over(item.name)), plan.window))
 
 
-def released(before: Book, after: Book, plan: Plan, window: int = WINDOW) -> tuple[str, ...]:
+def released(before: Book, after: Book, plan: Plan) -> tuple[str, ...]:
     """The items that were let go between two books, in the order of the plan; a new generation lets go anew."""
-    earlier = let_go(before, plan, window) if before.generation == after.generation else ()
-    return tuple(item for item in let_go(after, plan, window) if item not in earlier)
+    earlier = let_go(before, plan) if before.generation == after.generation else ()
+    return tuple(item for item in let_go(after, plan) if item not in earlier)
 
 
 def closed(book: Book, plan: Plan | None) -> bool:
     """Whether the run is over; `plan` may be missing before the datasets are made."""
     if book.cancelled >= max(1, book.generation):
         return True
-    return book.made is not None and plan is not None and not let_go(book, plan, 1)
+    return book.made is not None and plan is not None and not let_go(book, plan)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,6 @@ def datasets(run: str) -> str:
     return f"runs/{run}/datasets-made"
 
 
-def window(run: str, generation: int) -> str:
-    """`window.json`: how many items of this generation ride at once."""
-    return f"runs/{run}/windows/{generation}"
-
-
 def adapter(run: str, item: str) -> str:
     """PEFT folder of an item."""
     return f"runs/{run}/adapters/{item}"

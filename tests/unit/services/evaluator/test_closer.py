@@ -308,10 +308,10 @@ def test_killed_between_taking_and_committing_the_next_process_says_the_same(
     with lanes(bus, tmp_path, groups=[]) as living:
         living.kernel.reader.caught_up.wait()
         history: list[tuple[Record, list[Message]]] = []
-        old = Closer(store, Plans(store), living.kernel.control, living.kernel.reader)
+        old = Closer(Plans(store), living.kernel.control, living.kernel.reader)
         while True:
             control = Control(history=True)
-            new = Closer(store, Plans(store), control, Reader(bus, (control,)).load())
+            new = Closer(Plans(store), control, Reader(bus, (control,)).load())
             killed = take(bus, new)
             if killed is None:
                 break
@@ -348,24 +348,3 @@ def test_two_replicas_give_each_turn_once(
     for r in runs:
         assert Counter(r.riding()) == Counter(NAMES)
         assert [report.status for report in r.reports()] == ["finished"]
-
-
-def test_another_window_holds_for_generations_that_begin_afterwards_and_loses_no_turn(
-    bus: EmbeddedBus, run: Callable[[str], Run], tmp_path: Path, lanes: Any
-) -> None:
-    r = run("r")
-    with lanes(bus, tmp_path, groups=["closer"], window=2):
-        r.made()
-        r.scored("base")
-        r.settle()
-        assert r.riding() == list(NAMES[:3])
-    for window in (5, 1):
-        with lanes(bus, tmp_path, groups=["closer"], window=window):
-            r.scored(r.riding()[-1])
-            r.settle()
-    assert r.riding() == list(NAMES[:5])
-    r.cancel()
-    r.made(generation=2)
-    with lanes(bus, tmp_path, groups=["closer"], window=4):
-        r.settle()
-    assert len(r.riding(generation=2)) == 4

@@ -67,7 +67,9 @@ def strewn(value: object) -> object:
         return value
     by_name = {"datasets", "panels", "labels", "needs", "figures"}
     grown = {
-        key: {name: strewn(each) for name, each in inner.items()} if key in by_name and "sha256" not in inner else strewn(inner)
+        key: {name: strewn(each) for name, each in inner.items()}
+        if key in by_name and "sha256" not in inner
+        else strewn(inner)
         for key, inner in value.items()
         if isinstance(inner, dict)
     }

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from understudy.belt import contracts as c
+from understudy.belt import telemetry as metrics
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.loop import Lane, Loop
-from understudy.errors import Invalid, Transient
-from understudy.belt import telemetry as metrics
 from understudy.belt.telemetry import Lag
+from understudy.errors import Invalid, Transient
 
 REQUEST = c.RunRequested(run="r", plan=c.Artifact(sha256="0" * 64), name="r", items=1)
 LABELS = {"station": "datagen", "topic": "run-requested"}

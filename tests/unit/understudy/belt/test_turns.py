@@ -98,7 +98,7 @@ def test_a_run_is_closed_exactly_when_all_of_it_is_over_and_then_nothing_may_rid
     said: list[Message], window: int
 ) -> None:
     book = book_of(said)
-    riding = turns.let_go(book, PLAN, window)
+    riding = turns.let_go(book, windowed(window))
     assert len(riding) <= window
     assert not any(book.is_over(item) for item in riding)
     if book.made:
@@ -110,11 +110,16 @@ def test_a_run_is_closed_exactly_when_all_of_it_is_over_and_then_nothing_may_rid
         assert turns.closed(book, None) == (book.cancelled > 0)
 
 
+def windowed(window: int) -> Plan:
+    """The plan with another window."""
+    return PLAN.model_copy(update={"window": window})
+
+
 class Belt:
     """The stations, reduced to what turns see: an item that was let go ends at some time, unless nobody wants it any more."""
 
     def __init__(self, window: int, dice: random.Random) -> None:
-        self.window, self.dice = window, dice
+        self.plan, self.dice = windowed(window), dice
         self.book = Book()
         self.riding: list[tuple[str, int]] = []
         self.let_go: Counter[tuple[str, int]] = Counter()
@@ -123,11 +128,11 @@ class Belt:
         before, self.book = self.book, turns.apply(self.book, message)
         if isinstance(message, Ended):
             self.riding.remove((message.item, message.generation))
-        for item in turns.released(before, self.book, PLAN, self.window):
+        for item in turns.released(before, self.book, self.plan):
             self.riding.append((item, self.book.generation))
             self.let_go[item, self.book.generation] += 1
         open_items = [one for one in self.riding if not self.book.is_over(one[0]) and one[1] == self.book.generation]
-        assert len(open_items) <= self.window
+        assert len(open_items) <= self.plan.window
 
     def ride(self, failing: float, until: int = 0) -> None:
         """Let items end, in any order, until only so many ride; what was cancelled may end late, or never."""
@@ -180,8 +185,8 @@ def test_the_next_generation_lets_go_exactly_what_has_not_come_through(
 
 def test_a_generation_that_begins_while_another_still_rides_lets_go_anew() -> None:
     riding = book_of([made(), came_through("item0")])
-    assert turns.released(riding, turns.apply(riding, made(2)), PLAN, 3) == tuple(NAMES[1:4])
-    assert turns.released(riding, turns.apply(riding, made(1, attempt=2)), PLAN, 3) == ()
+    assert turns.released(riding, turns.apply(riding, made(2)), windowed(3)) == tuple(NAMES[1:4])
+    assert turns.released(riding, turns.apply(riding, made(1, attempt=2)), windowed(3)) == ()
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -193,15 +198,15 @@ def test_a_wish_before_the_datasets_are_made_lets_nothing_go_when_they_are(gener
     assert turns.released(wished, late, PLAN) == ()
     assert turns.closed(late, PLAN)
     assert turns.outcome(late) == turns.outcome(wished), "nothing new to report"
-    assert turns.released(late, turns.apply(late, made(generation + 1)), PLAN, 1) == ("item0",)
+    assert turns.released(late, turns.apply(late, made(generation + 1)), windowed(1)) == ("item0",)
 
 
 def test_a_wish_for_one_item_makes_room_for_the_next_and_leaves_the_others() -> None:
     riding = book_of([made()])
     wished = turns.apply(riding, cancel(item="item1"))
-    assert turns.released(riding, wished, PLAN, 3) == ("item3",)
-    assert turns.let_go(wished, PLAN, 3) == ("item0", "item2", "item3")
-    assert turns.released(wished, turns.apply(wished, cancel(item="item7")), PLAN, 3) == (), "its turn had not come"
+    assert turns.released(riding, wished, windowed(3)) == ("item3",)
+    assert turns.let_go(wished, windowed(3)) == ("item0", "item2", "item3")
+    assert turns.released(wished, turns.apply(wished, cancel(item="item7")), windowed(3)) == (), "its turn had not come"
     ended = book_of([came_through(name) for name in NAMES if name not in ("item1", "item7")], wished)
     assert not turns.closed(ended, PLAN)
     ended = turns.apply(ended, cancel(item="item7"))
@@ -221,7 +226,7 @@ def test_an_end_that_comes_after_the_wish_counts_and_changes_the_outcome() -> No
 
 def test_a_success_counts_for_ever_and_a_failure_in_its_generation() -> None:
     book = book_of([made(), came_through("item0"), failed("item1"), made(2)])
-    assert turns.let_go(book, PLAN, 2) == ("item1", "item2")
+    assert turns.let_go(book, windowed(2)) == ("item1", "item2")
     assert turns.apply(book, failed("item0", 2)).end_of("item0") == came_through("item0")
     tried = book_of([failed("item1", 2), came_through("item1", 1, attempt=2)], book)
     assert tried.end_of("item1") == came_through("item1", 1, attempt=2), "an operator's second try came through"
@@ -233,4 +238,4 @@ def test_a_deleted_run_that_is_asked_for_again_begins_anew() -> None:
     assert not turns.closed(gone, None)
     assert book_of([made(), came_through("item6"), failed("item7"), cancel()], gone) == gone, "what was still under way"
     again = turns.apply(gone, made(2))
-    assert turns.released(gone, again, PLAN) == tuple(NAMES[: turns.WINDOW])
+    assert turns.released(gone, again, PLAN) == tuple(NAMES[: PLAN.window])

@@ -20,13 +20,13 @@ from understudy.plan import Item, Plan, PlannedBase
 A = c.Artifact(sha256="0" * 64)
 PLAN = Plan(
     name="r",
+    window=2,
     bases=(PlannedBase(name="seedling", reference="seedling"),),
     items=tuple(
         Item(name=f"i{number}", stages=({"d": 1.0},) if number else (), ends_at="served" if number == 3 else "scored")
         for number in range(5)
     ),
 )
-WINDOW = 2
 
 
 class Life:
@@ -115,8 +115,8 @@ class Life:
         """A message of run-control, and what the closer makes of it."""
         self.publish(message)
         before, self.book = self.book, turns.apply(self.book, message)
-        released = {(name, self.book.generation) for name in turns.let_go(self.book, PLAN, WINDOW)}
-        released -= {(name, before.generation) for name in turns.let_go(before, PLAN, WINDOW)}
+        released = {(name, self.book.generation) for name in turns.let_go(self.book, PLAN)}
+        released -= {(name, before.generation) for name in turns.let_go(before, PLAN)}
         for name, generation in sorted(released):
             index = [item.name for item in PLAN.items].index(name)
             kind = c.TrainingRequested if PLAN.items[index].stages else c.ServingRequested
