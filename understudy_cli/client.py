@@ -45,8 +45,8 @@ class Source(Protocol):
     def run(self, run: str) -> RunState:
         """State of one run; raises `NotThere`."""
 
-    def runs(self, limit: int) -> tuple[list[RunSummary], bool]:
-        """The newest runs, at most so many, and whether there are more."""
+    def runs(self, limit: int = 100) -> list[RunSummary]:
+        """The newest runs, at most so many, newest first."""
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
         """`report.json` and the HTML page of a run that has a report."""
@@ -90,9 +90,9 @@ class Gateway:
     def run(self, run: str) -> RunState:
         return RunState.model_validate(self._ask("GET", _run(run)).json())
 
-    def runs(self, limit: int) -> tuple[list[RunSummary], bool]:
+    def runs(self, limit: int = 100) -> list[RunSummary]:
         page = self._ask("GET", "/v1/runs", params={"limit": limit}).json()
-        return [RunSummary.model_validate(state) for state in page["data"]], bool(page["has_more"])
+        return [RunSummary.model_validate(state) for state in page["data"]]
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
         page = f"/v1/reports/{quote(state.id, safe='')}"

@@ -57,9 +57,10 @@ class Folder:
             )
         return state
 
-    def runs(self, limit: int) -> tuple[list[RunSummary], bool]:
+    def runs(self, limit: int = 100) -> list[RunSummary]:
         with known(self._settings.data) as there:
-            return there.runs.page(None, limit) or ([], False)
+            found, _ = there.runs.page(None, limit) or ([], False)
+        return found
 
     def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
         assert state.report

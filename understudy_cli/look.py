@@ -63,7 +63,7 @@ def report(
 def runs(
     server: ServerOption = None,
     data: DataOption = None,
-    limit: Annotated[int, typer.Option(help="So many at most", min=1, max=10_000)] = 100,
+    limit: Annotated[int, typer.Option(help="So many at most", min=1, max=9_999)] = 100,
 ) -> None:
     """List runs, newest first.
 
@@ -73,14 +73,14 @@ def runs(
     """
     folder = data_folder(data)
     with lookup(server, folder) as source:
-        found, more = source.runs(limit)
+        found = source.runs(limit + 1)
     table = Table("run", "status", "started", "items", "base", box=None, header_style="bold")
-    for run in found:
+    for run in found[:limit]:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at))
         table.add_row(run.id, run.status, started, counts(run), ", ".join(run.bases))
     if found:
         output().print(table)
     else:
         errors().print(f"No runs at {server or folder} yet. Start one: understudy run recipes/quickstart.yaml")
-    if more:
-        errors().print(f"These are the newest {len(found)}; --limit shows more.")
+    if len(found) > limit:
+        errors().print(f"These are the newest {limit}; --limit shows more.")
