@@ -165,6 +165,20 @@ def test_work_longer_than_the_poll_interval_causes_no_rebalance(connect: Callabl
     assert member._consumer.group_metadata() == before
 
 
+def test_quick_work_is_not_held_up_by_saying_that_one_lives(connect: Callable[[], KafkaBus]) -> None:
+    bus = connect()
+    bus.publish(request("quick"))
+    member = bus.subscribe("datagen", [TOPIC], "m")
+    taken(member)
+    took = []
+    for _ in range(5):
+        time.sleep(0.6)  # else it says nothing
+        started = time.monotonic()
+        member.keep_alive()
+        took.append(time.monotonic() - started)
+    assert min(took) < 0.04
+
+
 def test_a_new_member_moves_no_more_than_it_gets(connect: Callable[[], KafkaBus]) -> None:
     first = connect().subscribe("datagen", [TOPIC], "one")
     first.poll(0.5)

@@ -375,7 +375,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
     def _take_part(self) -> None:
         """Poll, so that the group sees us alive; learn what became of the records in hand."""
         try:
-            self._fetch(0.05)
+            # Whoever has quick work in hand has no time to wait; who waits to join has.
+            self._fetch(0 if self._settled() else 0.05)
             # kafka-python does not say that somebody came under our name: a commit does.
             if self._hand:
                 self._commit({p: hand.said(hand.deliveries) for p, hand in tuple(self._hand.items())}, SHORT)
