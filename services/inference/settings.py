@@ -30,7 +30,7 @@ class InferenceSettings(Settings):
     warm_engines: int = Field(default=4, ge=0)
     """Engines that are started before the first item of a run needs one; more than these start only when asked for."""
     engine_url: HttpUrl = ""
-    """An engine that runs elsewhere and reads the same cache folder. Empty: engines are our children."""
+    """An engine that runs elsewhere and sees the same data folder. Empty: engines are our children."""
     engine_device: Literal["cpu", "cuda"] = "cpu"
     """What engines compute on."""
     engine_threads: int = Field(default_factory=lambda: max(1, min(16, machine.cores() // 2)), ge=1, le=256)

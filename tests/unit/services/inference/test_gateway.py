@@ -6,17 +6,24 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
+from services.inference.bootstrap import build
 from services.inference.gateway import Gateway
+from services.inference.settings import InferenceSettings
+from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.contracts import ServingRequested
 from understudy.embedded.ports import free_ports
-from understudy.service.doors import hot
-from understudy.service.web import NotFound
+from understudy.service.doors import hot, passed_on
+from understudy.service.host import kernel
+from understudy.service.web import NotFound, add_errors, add_health
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CHAT = "/v1/chat/completions"
@@ -278,6 +285,27 @@ async def test_other_families_go_to_their_service_as_they_came() -> None:
         assert (await client.get("/healthz")).text == "own"
 
 
+async def test_the_service_as_it_is_built_passes_on_what_the_table_of_doors_says(tmp_path: Path) -> None:
+    async with serving(echo("datagen")) as data, serving(echo("trainer")) as train, serving(echo("evaluator")) as score:
+        settings = InferenceSettings(data=tmp_path, datagen_url=data, trainer_url=train, evaluator_url=score)
+        app = FastAPI()
+        add_errors(app)
+        add_health(app, "inference", lambda: None)
+        service = build(settings, kernel(settings, EmbeddedBus(tmp_path / "bus.sqlite")))
+        app.include_router(service.router)
+        (lane,) = service.lanes
+        assert (lane.group, list(lane.handlers)) == ("inference", [ServingRequested])
+        async with serving(service.wrap(app)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+            for family, station in passed_on().items():
+                for path in (family, f"{family}/a%2Fb/c?limit=1"):
+                    seen = (await client.get(path)).json()
+                    assert (seen["by"], seen["target"].rstrip("?")) == (station, path)
+            assert (await client.get("/v1/models")).json()["object"] == "list"
+            assert (await client.get("/v1/engines")).json() == {"object": "list", "data": []}
+            assert (await client.get("/healthz")).json()["service"] == "inference"
+            assert (await client.get("/v1/nothing")).status_code == 404
+
+
 async def test_a_service_that_refuses_an_upload_half_way_is_heard() -> None:
     async def refusing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -322,7 +350,7 @@ async def test_requests_are_counted_by_family_and_class_of_code() -> None:
         assert {way: count - before[way] for way, count in counts().items()} == dict.fromkeys(before, 1)
         assert metric("request_seconds_count", family=CHAT) - took == 3
         families = {s.labels["family"] for m in REGISTRY.collect() for s in m.samples if "family" in s.labels}
-        assert families <= hot() | {"/v1/files", "/v1/runs", "/v1/evals", "own"}, "a label per path would grow"
+        assert families <= {*hot(), *passed_on(), "own"}, "a label per path would grow"
 
 
 async def test_the_first_token_of_a_stream_is_timed_and_the_request_is_in_flight_till_its_end() -> None:
