@@ -1,3 +1,3 @@
-"""The shared kernel: messages, topics, recipes, artifacts, the bus and the consumer loop. Imports no service and no torch."""
+"""The shared kernel: what every service and the command line stand on. Imports no service and no torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

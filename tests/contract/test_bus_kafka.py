@@ -16,7 +16,7 @@ import kafka_broker
 import pytest
 from bus_contract import TOPIC, BusContract, closed, drain, reasons, request, run_of, runs_on, taken, training
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaTimeoutError
 
 from understudy.belt.bus import Bus, Fenced, Record, Subscription
@@ -414,3 +414,14 @@ def test_sasl_and_tls_come_from_the_environment(tmp_path: Path, monkeypatch: pyt
 def test_nobody_there_is_said_with_the_address() -> None:
     with pytest.raises(Fatal, match=r"127\.0\.0\.1:9 .*REFUSED"):
         KafkaBus("127.0.0.1:9", patience=1)
+
+
+def test_topics_of_an_older_version_are_refused_with_one_sentence(servers: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex[:8]}-"
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    admin.create_topics([NewTopic(f"{prefix}training-requested", 6, -1)])
+    admin.close()
+    with pytest.raises(
+        Fatal, match=r"training-requested has 6 partitions where 12 are needed: .* UNDERSTUDY_BUS_PREFIX"
+    ):
+        KafkaBus(servers, prefix=prefix)

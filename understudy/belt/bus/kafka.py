@@ -218,6 +218,14 @@ class KafkaBus:
         except trouble.TopicAlreadyExistsError:
             pass  # another service was a moment faster
         self._admin.wait_for_topics([self.prefix + topic.name for topic in TABLE], timeout_ms=int(PATIENCE * 1000))
+        found = Counter(partition.topic for partition in self._partitions(self.prefix + topic.name for topic in TABLE))
+        for topic in TABLE:
+            if found[self.prefix + topic.name] < topic.partitions:
+                raise Fatal(
+                    f"Topic {self.prefix + topic.name} has {found[self.prefix + topic.name]} partitions where {topic.partitions}"
+                    " are needed: an Understudy before version 0.2 made it, or somebody else did",
+                    "Choose another UNDERSTUDY_BUS_PREFIX, or delete the topics of that version.",
+                )
 
     def _committed(self, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
         """What `group` has committed. On a broker that never had a group, the place for that is made only now."""
