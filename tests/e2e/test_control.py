@@ -60,6 +60,7 @@ def children(belt: Belt) -> list[str]:
 
 
 def finished(gateway: Gateway, run: str) -> RunState:
+    until(lambda: run in {each.id for each in gateway.runs()})
     until(lambda: gateway.run(run).status in OVER)
     return gateway.run(run)
 

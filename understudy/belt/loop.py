@@ -188,7 +188,7 @@ class Loop:
                 return "declined"
 
     def _attempts(self, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
-        attempt = 1
+        attempt, begun = 1, False
         message: Message | None = None
         while True:
             try:
@@ -199,7 +199,7 @@ class Loop:
                     raise Invalid(
                         f"Handed out {record.delivery} times without a step forward: it seems to end the process that handles it"
                     )
-                handler = self.lane.handlers.get(type(message))
+                handler, begun = self.lane.handlers.get(type(message)), True
                 outputs = (yield from self._handle(handler, message, record)) if handler else []
                 yield from self._commit(record, outputs)
                 return "done"
@@ -207,8 +207,12 @@ class Loop:
                 raise
             except Unwanted as verdict:
                 log.info("%s: no longer wanted (%s)", getattr(message, "key", "?"), verdict)
-                if message and str(verdict) == "deleted":
-                    self.forget(message.run)
+                if message and str(verdict) == "deleted" and (begun or record.delivery > 1):
+                    forgetting = self._workers.submit(self.forget, message.run)
+                    while not forgetting.done():
+                        yield forgetting
+                    if error := forgetting.exception():
+                        log.warning("what %s left was not removed: %s", message.run, error)
                 yield from self._commit(record, [])
                 return "unwanted"
             except Invalid as error:

@@ -32,6 +32,7 @@ from understudy.errors import FATAL_EXIT, Fatal, UnderstudyError
 from understudy.service.log import configure
 from understudy.service.web import add_errors, add_health
 from understudy.settings import Settings
+from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.store.plans import Plans
 
@@ -98,7 +99,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
             ready=lambda: _until(shared.reader.caught_up, stop),
             member=settings.member,
             stop=stop,
-            forget=lambda run: scratch.forget(work, run),
+            forget=lambda run: _forget(shared, work, run),
         )
         for lane in service.lanes
     ]
@@ -170,6 +171,13 @@ def _app(station: Station, service: Service, reader: Reader, stop: threading.Eve
     )
     app.include_router(service.router)
     return app
+
+
+def _forget(kernel: Kernel, work: Path, run: str) -> None:
+    """What a station left of a run that was deleted while it worked, in the store too; not if the run was asked for again."""
+    scratch.forget(work, run)
+    if kernel.runs.get(run) is None:
+        kernel.store.delete_all(keys.run(run))
 
 
 class _Forgetting:
