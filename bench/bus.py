@@ -21,9 +21,10 @@ from pathlib import Path
 
 from understudy.belt.bus import Bus
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import Artifact, Message, RunClosed, RunRequested
+from understudy.belt.contracts import Message, RunClosed, RunRequested
 from understudy.belt.loop import Lane, Loop
 from understudy.settings import Settings
+from understudy.terms import Artifact
 
 PUBLISHER = "import sys, bench.bus; bench.bus.publish(int(sys.argv[1]))"
 

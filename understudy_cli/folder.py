@@ -16,7 +16,6 @@ from typing import Any
 from understudy.belt import requests, scratch
 from understudy.belt.bus import Bus
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import STATIONS, Artifact
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs, RunState, RunSummary
@@ -25,6 +24,7 @@ from understudy.belt.history import told
 from understudy.errors import Invalid
 from understudy.settings import Settings
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import STATIONS, Artifact
 from understudy_cli.client import ModelFile, NotThere
 
 PIECE = 1 << 20

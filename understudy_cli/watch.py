@@ -16,8 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from understudy.belt.contracts import STATIONS, Progress, Station
+from understudy.belt.contracts import Progress
 from understudy.belt.folds.runs import AT, OVER, ItemState, RunState, RunSummary
+from understudy.terms import STATIONS, Station
 from understudy_cli.client import NotThere, Source, Unreachable
 
 EVERY = 0.3

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 from services.datagen.build import Builder
 from services.datagen.pools import Pools, wanted
-from understudy.belt.contracts import Artifact, DatasetsMade, Message, Progress, RunRequested
+from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
 from understudy.belt.loop import Handlers
 from understudy.errors import disk_full
 from understudy.plan import Plan
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans, put_datasets
+from understudy.terms import Artifact
 
 
 @dataclass(frozen=True)

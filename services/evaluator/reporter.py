@@ -16,7 +16,7 @@ from services.evaluator import page, report
 from services.evaluator.panels import card, questionnaire
 from services.evaluator.predict import TEMPERATURE
 from understudy.belt import turns
-from understudy.belt.contracts import Artifact, ItemScored, Message, Progress, ReportRequested, RunClosed
+from understudy.belt.contracts import ItemScored, Message, Progress, ReportRequested, RunClosed
 from understudy.belt.folds.control import Control
 from understudy.belt.loop import Lane
 from understudy.belt.scratch import forget
@@ -28,6 +28,7 @@ from understudy.records import Prediction, Scores, read_json, read_jsonl
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans
+from understudy.terms import Artifact
 
 PATIENCE = 30.0
 """Seconds within which this process must have read what the closer had read."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.inference.client import SECONDS, EngineClient
-from understudy.belt.contracts import Artifact
 from understudy.errors import Transient, UnderstudyError
 from understudy.interrupt import held
+from understudy.terms import Artifact
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from services.inference.fleet import Fleet, Model
-from understudy.belt.contracts import Artifact
 from understudy.service.web import NotFound
 from understudy.store.artifacts import ArtifactStore
+from understudy.terms import Artifact
 
 
 def router(fleet: Fleet, store: ArtifactStore) -> APIRouter:

@@ -21,11 +21,11 @@ from services.inference.client import EngineClient
 from services.inference.launch import Process, covering_rank, log_file, model_len, spawn
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.belt.contracts import Artifact
 from understudy.embedded.ports import free_ports
 from understudy.errors import UnderstudyError
 from understudy.interrupt import Interrupted, interruptible
 from understudy.service.log import last_words
+from understudy.terms import Artifact
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from services.inference.engine import Engine
 from services.inference.settings import InferenceSettings
 from services.inference.shelf import Shelf
 from understudy.bases import Base, as_planned, resolve
-from understudy.belt.contracts import Artifact
 from understudy.belt.folds.served import Models
 from understudy.errors import Invalid, Transient, UnderstudyError
 from understudy.plan import Plan
 from understudy.service.web import NotFound
 from understudy.store.artifacts import ArtifactStore
+from understudy.terms import Artifact
 
 LOOK_AGAIN, TIDY = 3.0, 60.0
 """Seconds between two looks at the folder of bundled bases, and at the shelf."""

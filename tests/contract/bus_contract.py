@@ -14,17 +14,9 @@ from itertools import count, islice
 import pytest
 
 from understudy.belt.bus import Bus, Fenced, Record, Subscription
-from understudy.belt.contracts import (
-    Artifact,
-    ItemPlanned,
-    Message,
-    Progress,
-    RunClosed,
-    RunRequested,
-    TrainingRequested,
-    decode,
-)
+from understudy.belt.contracts import ItemPlanned, Message, Progress, RunClosed, RunRequested, TrainingRequested, decode
 from understudy.belt.topics import BY_NAME
+from understudy.terms import Artifact
 
 TOPIC = "run-requested"
 PLAN = Artifact(sha256="0" * 64)

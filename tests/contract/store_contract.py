@@ -18,13 +18,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from understudy.belt.contracts import Artifact
 from understudy.errors import Fatal, Invalid
 from understudy.interrupt import Interrupted, interruptible
 from understudy.store import artifacts, sweep
 from understudy.store import names as naming
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.place import Entry
+from understudy.terms import Artifact
 
 Connect = Callable[[str], FsspecArtifactStore]
 

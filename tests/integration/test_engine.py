@@ -23,7 +23,7 @@ import pytest
 from understudy.bases import planned
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import Artifact, ItemFailed, ItemServed, ModelServed, ServingRequested, decode
+from understudy.belt.contracts import ItemFailed, ItemServed, ModelServed, ServingRequested, decode
 from understudy.embedded.ports import free_ports
 from understudy.plan import Item, Plan
 from understudy.recipe import Training
@@ -31,6 +31,7 @@ from understudy.settings import PROJECT
 from understudy.store import keys
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import put_plan
+from understudy.terms import Artifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

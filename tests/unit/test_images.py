@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from understudy.belt.contracts import STATIONS
+from understudy.terms import STATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 MAY_DIFFER = re.compile(r"#|RUN .* python install\.py |ARG TORCH=cpu$|COPY models ")

@@ -15,10 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from understudy.errors import Invalid, Unsupported
-from understudy.terms import STATIONS as STATIONS
-from understudy.terms import Artifact as Artifact
-from understudy.terms import Frozen as Frozen
-from understudy.terms import Station as Station
+from understudy.terms import Artifact, Frozen, Station
 
 LONGEST_REASON = 1000
 """Characters."""

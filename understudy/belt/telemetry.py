@@ -21,7 +21,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from understudy.belt.bus import Bus, Record
-from understudy.belt.contracts import Progress, Station
+from understudy.belt.contracts import Progress
+from understudy.terms import Station
 
 log = logging.getLogger(__name__)
 

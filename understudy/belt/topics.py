@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from understudy.belt import contracts as c
+from understudy.terms import STATIONS, Station
 
 Group = Literal["datagen", "trainer", "inference", "evaluator", "closer", "reporter"]
 """Who shares the messages of a topic among its members: a service's lane."""
-STATION_OF: dict[str, c.Station] = {
+STATION_OF: dict[str, Station] = {
     "datagen": "datagen",
     "trainer": "trainer",
     "inference": "inference",
@@ -32,7 +33,7 @@ class Topic:
 
     name: str
     messages: tuple[type[c.Message], ...]
-    producers: tuple[c.Station | str, ...]
+    producers: tuple[Station | str, ...]
     group: Group | None = None
     """Who works on it; everyone may read along."""
     retention: int | None = None
@@ -52,7 +53,7 @@ TABLE: tuple[Topic, ...] = (
     Topic(
         "run-control",
         (c.DatasetsMade, c.ItemServed, c.ItemScored, c.ItemFailed, c.CancelRequested, c.RunDeleted),
-        (DOOR, *c.STATIONS),
+        (DOOR, *STATIONS),
         "closer",
     ),
     Topic("training-requested", (c.TrainingRequested,), ("evaluator",), "trainer", partitions=12),
@@ -60,10 +61,10 @@ TABLE: tuple[Topic, ...] = (
     Topic("scoring-requested", (c.ScoringRequested,), ("evaluator", "inference"), "evaluator", partitions=12),
     Topic("report-requested", (c.ReportRequested,), ("evaluator",), "reporter"),
     Topic("model-served", (c.ModelServed,), ("inference",)),
-    Topic("run-closed", (c.RunClosed,), c.STATIONS),
-    Topic("progress", (c.Progress,), c.STATIONS, retention=7 * DAY, compacted=True),
+    Topic("run-closed", (c.RunClosed,), STATIONS),
+    Topic("progress", (c.Progress,), STATIONS, retention=7 * DAY, compacted=True),
     # A message of the largest size that is garbage grows up to six times when it becomes a JSON string.
-    Topic("dead-letters", (c.DeadLetter,), c.STATIONS, max_bytes=512 * 1024),
+    Topic("dead-letters", (c.DeadLetter,), STATIONS, max_bytes=512 * 1024),
 )
 BY_NAME = {topic.name: topic for topic in TABLE}
 BY_MESSAGE = {message: topic for topic in TABLE for message in topic.messages}

@@ -23,7 +23,6 @@ from typing import Self
 import httpx
 
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import STATIONS
 from understudy.embedded.ports import free_ports, holder, is_free
 from understudy.embedded.stackfile import announce, forget, lock
 from understudy.errors import FATAL_EXIT, Fatal, disk_full
@@ -31,6 +30,7 @@ from understudy.service.child import Child
 from understudy.service.log import last_words, rotate
 from understudy.settings import PROJECT, Settings
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import STATIONS
 
 GATEWAY = "inference"
 """The service that has the public port; it goes last, because the others ask it."""

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 from understudy.belt import scratch
 from understudy.belt.bus import Bus, Record
 from understudy.belt.bus.connect import connect
-from understudy.belt.contracts import Message, RunDeleted, Station
+from understudy.belt.contracts import Message, RunDeleted
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
@@ -35,6 +35,7 @@ from understudy.settings import Settings
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.store.plans import Plans
+from understudy.terms import Station
 
 S = TypeVar("S", bound=Settings)
 

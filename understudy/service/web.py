@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from understudy.belt.contracts import Station
 from understudy.errors import Invalid, Transient, UnderstudyError
+from understudy.terms import Station
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 Order = Literal["asc", "desc"]

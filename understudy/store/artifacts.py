@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid, UnderstudyError
 from understudy.interrupt import check, held
 from understudy.store.folder import Folder, digest, discard, flush
@@ -42,6 +41,7 @@ from understudy.store.names import Names, blob, manifest, named_by, ref
 from understudy.store.place import Place
 from understudy.store.trouble import meaning
 from understudy.store.version import Version
+from understudy.terms import Artifact
 
 GRACE_SECONDS = 24 * 3600.0
 """So old must be what has no name before it is swept: somebody may be about to name it."""

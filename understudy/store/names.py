@@ -21,10 +21,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid
 from understudy.interrupt import check
 from understudy.store.place import Entry, Place
+from understudy.terms import Artifact
 
 NOTICES = "deleting"
 NOTICE_SECONDS = 300.0

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from understudy.belt.contracts import Artifact, Progress
+from understudy.belt.contracts import Progress
 from understudy.belt.folds.runs import OVER, ItemState, RunState, RunSummary
 from understudy.plan import PlannedBase, make
 from understudy.recipe import parse
+from understudy.terms import Artifact
 
 DATA = Path(os.environ["UNDERSTUDY_DATA"])
 KEPT = DATA / "fake-runs"

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 from understudy.belt import turns
 from understudy.belt.bus import Record
 from understudy.belt.contracts import (
-    Artifact,
     ItemFailed,
     ItemPlanned,
     ItemScored,
@@ -32,11 +31,11 @@ from understudy.belt.contracts import (
     RunRequested,
     ScoringRequested,
     ServingRequested,
-    Station,
     TrainingRequested,
 )
 from understudy.belt.folds.control import Control
 from understudy.belt.turns import Book, order
+from understudy.terms import Artifact, Station
 
 Stage = Literal["waiting", "training", "serving", "evaluating", "served", "scored", "failed", "cancelled"]
 AT: dict[Stage, Station] = {

@@ -16,13 +16,14 @@ from services.datagen.build import Builder
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
-from understudy.belt.contracts import Artifact, DatasetsMade, Message, Progress, RunRequested
+from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
 from understudy.errors import Fatal, Invalid
 from understudy.plan import Item, Plan, PlannedBase, make
 from understudy.recipe import Panel, Recipe, parse
 from understudy.records import DatasetCard, Example, Rejected, read_json, read_jsonl
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import Plans, put_datasets, put_plan
+from understudy.terms import Artifact
 from understudy.testing import drain, local_store
 
 

@@ -22,7 +22,7 @@ from services.evaluator.bootstrap import build
 from services.evaluator.panels import Questionnaire, questionnaire
 from services.evaluator.settings import EvaluatorSettings
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import Artifact, DatasetsMade, ScoringRequested, decode
+from understudy.belt.contracts import DatasetsMade, ScoringRequested, decode
 from understudy.belt.loop import Loop
 from understudy.belt.topics import Group
 from understudy.embedded.ports import free_ports
@@ -32,6 +32,7 @@ from understudy.records import DatasetCard, Example, Provenance, Turn, write_jso
 from understudy.service.host import kernel
 from understudy.store import keys
 from understudy.store.plans import Plans, put_datasets, put_plan
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 LABELS = ("negative", "positive")

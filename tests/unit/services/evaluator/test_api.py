@@ -9,13 +9,14 @@ from fastapi.testclient import TestClient
 
 from services.evaluator.api import router
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import Artifact, ItemFailed, Message, RunClosed, RunRequested
+from understudy.belt.contracts import ItemFailed, Message, RunClosed, RunRequested
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
 from understudy.belt.turns import Book, apply, outcome
 from understudy.service.web import add_errors
 from understudy.store import keys
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 REQUEST = RunRequested(run="x-1.2", plan=Artifact(sha256="0" * 64), name="x", items=1)

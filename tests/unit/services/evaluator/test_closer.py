@@ -15,7 +15,6 @@ from services.evaluator.closer import Closer
 from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import (
-    Artifact,
     CancelRequested,
     DatasetsMade,
     ItemFailed,
@@ -34,6 +33,7 @@ from understudy.plan import Item, Plan, PlannedBase
 from understudy.recipe import Training
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import Plans, put_datasets, put_plan
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 A = Artifact(sha256="0" * 64)

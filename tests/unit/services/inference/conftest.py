@@ -19,7 +19,7 @@ from services.inference.launch import log_file
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base, planned, resolve
 from understudy.belt.bus import Record
-from understudy.belt.contracts import Artifact, Message, ModelServed, ServingRequested
+from understudy.belt.contracts import Message, ModelServed, ServingRequested
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.runs import Runs
 from understudy.belt.folds.served import Models
@@ -29,6 +29,7 @@ from understudy.recipe import Lora, Training
 from understudy.service.child import Child
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import Plans, put_plan
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 STUB = Path(__file__).with_name("stub_engine.py")

@@ -11,11 +11,11 @@ from services.inference.adapters import Adapters, model_name
 from services.inference.client import EngineClient
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.belt.contracts import Artifact
 from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid, Transient
 from understudy.service.child import Child
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 Put = Callable[..., Artifact]
 

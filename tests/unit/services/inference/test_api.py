@@ -13,9 +13,10 @@ from fastapi.testclient import TestClient
 
 from services.inference.api import router
 from services.inference.fleet import Fleet
-from understudy.belt.contracts import Artifact, ModelServed
+from understudy.belt.contracts import ModelServed
 from understudy.service.web import add_errors
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 Served = Callable[..., ModelServed]
 Put = Callable[..., Artifact]

@@ -12,12 +12,12 @@ import pytest
 from services.inference.client import EngineClient
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.belt.contracts import Artifact
 from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid, Transient
 from understudy.interrupt import Interrupted, interruptible
 from understudy.service.child import Child
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from services.inference.fleet import Fleet
 from services.inference.launch import become, command, environment, log_file, spawn
 from services.inference.settings import InferenceSettings
 from understudy.bases import PLAIN_TEMPLATE, Base, resolve
-from understudy.belt.contracts import Artifact, ModelServed
+from understudy.belt.contracts import ModelServed
 from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid
 from understudy.service.child import Child
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 Eventually = Callable[[Callable[[], object]], None]
 Served = Callable[..., ModelServed]

@@ -15,12 +15,13 @@ from services.inference.fleet import Fleet
 from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.belt.contracts import Artifact, ModelServed, RunDeleted
+from understudy.belt.contracts import ModelServed, RunDeleted
 from understudy.errors import Invalid
 from understudy.plan import Plan
 from understudy.service.child import Child
 from understudy.service.web import NotFound
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 MakeBase = Callable[..., Base]
 Served = Callable[..., ModelServed]

@@ -11,17 +11,10 @@ import pytest
 from services.inference.fleet import Fleet
 from services.inference.handlers import Inference
 from understudy.bases import Base
-from understudy.belt.contracts import (
-    Artifact,
-    ItemServed,
-    Message,
-    ModelServed,
-    Progress,
-    ScoringRequested,
-    ServingRequested,
-)
+from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
 from understudy.errors import Invalid
 from understudy.plan import Plan
+from understudy.terms import Artifact
 from understudy.testing import drain
 
 MakePlan = Callable[..., Plan]

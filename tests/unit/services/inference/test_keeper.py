@@ -13,12 +13,13 @@ from services.inference.fleet import Fleet
 from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.belt.contracts import Artifact, CancelRequested, ItemPlanned, RunClosed, RunRequested
+from understudy.belt.contracts import CancelRequested, ItemPlanned, RunClosed, RunRequested
 from understudy.belt.turns import outcome
 from understudy.plan import Plan
 from understudy.service.child import Child
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import put_plan
+from understudy.terms import Artifact
 
 Eventually = Callable[..., None]
 

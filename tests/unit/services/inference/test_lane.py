@@ -18,7 +18,6 @@ from services.inference.keeper import Keeper
 from understudy.bases import Base
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import (
-    Artifact,
     CancelRequested,
     DeadLetter,
     ItemFailed,
@@ -32,6 +31,7 @@ from understudy.belt.contracts import (
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Lane, Loop
 from understudy.plan import Plan
+from understudy.terms import Artifact
 
 MakePlan = Callable[..., Plan]
 RequestOf = Callable[..., ServingRequested]

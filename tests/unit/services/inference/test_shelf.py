@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from services.inference.shelf import GRACE, Shelf
-from understudy.belt.contracts import Artifact
 from understudy.errors import Invalid
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from understudy.belt.contracts import Artifact
 from understudy.records import Example, Provenance, Turn, write_jsonl
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 SENTENCE = "the film was good bad fine dull a bright slow story with and of an actor plot scene music never again"
 WORDS = SENTENCE.split()

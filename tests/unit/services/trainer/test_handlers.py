@@ -19,7 +19,7 @@ from services.trainer.handlers import Trainer
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Job, JobFolder, Step
 from services.trainer.launcher import Running
 from understudy.bases import planned
-from understudy.belt.contracts import Artifact, Message, Progress, ServingRequested, TrainingRequested
+from understudy.belt.contracts import Message, Progress, ServingRequested, TrainingRequested
 from understudy.errors import Fatal, Invalid, Transient, Unsupported
 from understudy.interrupt import Interrupted, interruptible
 from understudy.plan import Plan, make
@@ -28,6 +28,7 @@ from understudy.service import machine
 from understudy.service.child import Child
 from understudy.store import keys
 from understudy.store.plans import Plans, put_datasets, put_plan
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 End = Callable[[JobFolder], int | None]

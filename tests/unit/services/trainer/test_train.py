@@ -21,7 +21,7 @@ from services.trainer.launcher import ChildLauncher
 from services.trainer.train import exit_code, make_portable
 from understudy.bases import planned
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import Artifact, CancelRequested, Progress, ServingRequested, TrainingRequested, decode
+from understudy.belt.contracts import CancelRequested, Progress, ServingRequested, TrainingRequested, decode
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Lane, Loop
@@ -31,6 +31,7 @@ from understudy.recipe import parse
 from understudy.service.child import Child
 from understudy.store import keys
 from understudy.store.plans import Plans, put_datasets, put_plan
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 

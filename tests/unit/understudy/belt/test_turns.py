@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from understudy.belt import turns
 from understudy.belt.contracts import (
-    Artifact,
     CancelRequested,
     DatasetsMade,
     Ended,
@@ -26,6 +25,7 @@ from understudy.belt.contracts import (
 )
 from understudy.belt.turns import Book
 from understudy.plan import Item, Plan, PlannedBase
+from understudy.terms import Artifact
 
 A = Artifact(sha256="0" * 64)
 NAMES = [f"item{number}" for number in range(8)]

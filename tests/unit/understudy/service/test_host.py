@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import Artifact, RunRequested
+from understudy.belt.contracts import RunRequested
+from understudy.terms import Artifact
 
 SERVICE = """
 import sys, time

@@ -7,8 +7,9 @@ import time
 
 from life import feed, records
 
-from understudy.belt.contracts import Artifact, Message, ModelServed, RunDeleted
+from understudy.belt.contracts import Message, ModelServed, RunDeleted
 from understudy.belt.folds.served import Models
+from understudy.terms import Artifact
 
 A = Artifact(sha256="0" * 64)
 
