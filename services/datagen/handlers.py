@@ -42,13 +42,7 @@ class Datagen:
                 datasets = put_datasets(self.store, request.run, made)
         except OSError as error:
             raise disk_full(error, self.builder.work) or error from error
-        yield DatasetsMade(
-            run=request.run,
-            generation=request.generation,
-            attempt=request.attempt,
-            plan=request.plan,
-            datasets=datasets,
-        )
+        yield DatasetsMade.answering(request, plan=request.plan, datasets=datasets)
 
     def _datasets(self, request: RunRequested, plan: Plan) -> Generator[Message, None, dict[str, Artifact]]:
         run, names = request.run, [each.name for each in wanted(plan)]
@@ -90,10 +84,8 @@ class _Telling:
         self, step: str, done: int = 0, total: int = 0, figures: Mapping[str, float] | None = None
     ) -> Progress:
         self.mark = max(self.mark, self.before + done)
-        return Progress(
-            run=self.request.run,
-            generation=self.request.generation,
-            attempt=self.request.attempt,
+        return Progress.answering(
+            self.request,
             station="datagen",
             step=step,
             done=done,

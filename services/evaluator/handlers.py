@@ -74,13 +74,7 @@ class Evaluator:
                 shutil.copyfile(training, folder / "training.json")  # the messages from here on carry no adapter
             artifact = self.store.put(key, folder)
             forget(self.work, request.run, request.item)
-        yield ItemScored(
-            run=request.run,
-            generation=request.generation,
-            attempt=request.attempt,
-            item=request.item,
-            scores=artifact,
-        )
+        yield ItemScored.answering(request, scores=artifact)
 
     def _ask(
         self, request: ScoringRequested, plan: Plan, asked: Questionnaire, path: Path, before: int
@@ -94,12 +88,9 @@ class Evaluator:
             references="perplexity" in asked.panel.metrics,
         )
         for tick in self.asker.ask(questions, path):
-            yield Progress(
-                run=request.run,
-                generation=request.generation,
-                attempt=request.attempt,
+            yield Progress.answering(
+                request,
                 station="evaluator",
-                item=request.item,
                 step=asked.name,
                 done=tick.done,
                 total=tick.total,

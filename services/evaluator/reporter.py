@@ -74,10 +74,8 @@ class Reporter:
                     artifact = self.store.put(key, folder)
             if len(ends.successes) == len(plan.items):  # else one may be tried again, and take up its answers
                 forget(self.work, request.run)
-        yield RunClosed(
-            run=request.run,
-            generation=request.generation,
-            attempt=request.attempt,
+        yield RunClosed.answering(
+            request,
             status=request.status,
             outcome=request.outcome,
             report=artifact,
@@ -101,10 +99,8 @@ class Reporter:
         folders = {item: self.store.fetch(artifact) for item, artifact in scores.items()}
         panels = []
         for number, name in enumerate(plan.panels):
-            yield Progress(
-                run=request.run,
-                generation=request.generation,
-                attempt=request.attempt,
+            yield Progress.answering(
+                request,
                 station="evaluator",
                 step="report",
                 done=number,

@@ -64,9 +64,8 @@ class Inference:
 
 def _answers(request: ServingRequested, plan: Plan, item: Item, model: str, parent: str | None) -> Iterator[Message]:
     """That the model is there, and what comes next."""
-    about = {"run": request.run, "generation": request.generation, "attempt": request.attempt, "item": item.name}
-    yield ModelServed(
-        **about,
+    yield ModelServed.answering(
+        request,
         model=model,
         base=plan.base_of(item).reference,
         parent=parent,
@@ -74,7 +73,7 @@ def _answers(request: ServingRequested, plan: Plan, item: Item, model: str, pare
         adapter=request.adapter,
     )
     if item.ends_at == "served":
-        yield ItemServed(**about, model=model)
+        yield ItemServed.answering(request, model=model)
     else:
         needs = item.needs.get("evaluator", ())
         yield ScoringRequested.following(request, model=model, adapter=request.adapter, needs=needs)
@@ -97,12 +96,4 @@ def _turn_on(engine: Engine) -> Callable[[float], bool]:
 
 
 def _progress(request: ServingRequested, step: str, **figures: float) -> Progress:
-    return Progress(
-        run=request.run,
-        generation=request.generation,
-        attempt=request.attempt,
-        item=request.item,
-        station="inference",
-        step=step,
-        figures=figures,
-    )
+    return Progress.answering(request, station="inference", step=step, figures=figures)

@@ -158,14 +158,7 @@ class Trainer:
 
 def _progress(request: TrainingRequested, step: Step | None) -> Progress:
     """What people see; before the first step the child loads and tokenises."""
-    progress = Progress(
-        run=request.run,
-        generation=request.generation,
-        attempt=request.attempt,
-        station="trainer",
-        item=request.item,
-        step="preparing",
-    )
+    progress = Progress.answering(request, station="trainer", step="preparing")
     if step is None:
         return progress
     figures = {"loss": step.loss, "tokens_per_second": step.tokens_per_second, "eta_seconds": step.eta_seconds}

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from understudy.errors import Invalid, Unsupported
 from understudy.terms import Artifact, Frozen, Station
 
+_HEADER = {"run", "generation", "attempt", "item"}
 LONGEST_REASON = 1000
 """Characters."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -57,6 +58,12 @@ class Message(Frozen):
     def place(self, partitions: int) -> int:
         """The partition of its topic, of so many."""
         return zlib.crc32(self.key.encode()) % partitions
+
+    @classmethod
+    def answering(cls, before: Message, **more: object) -> Self:
+        """About the same run, generation and attempt as `before`, and the same item where both are about one; plus `more`."""
+        shared = cls.model_fields.keys() & type(before).model_fields.keys() & _HEADER
+        return cls.model_validate({name: getattr(before, name) for name in shared} | more)
 
     def again(self) -> Self:
         """The same message, to be tried once more."""
@@ -356,18 +363,7 @@ def _newer(value: bytes) -> str | None:
 
 def failure(message: Message, station: Station, reason: str) -> ItemFailed | RunClosed:
     """The fact to publish when `message` could not be handled at `station`."""
-    run, generation, attempt = message.run, message.generation, message.attempt
     if isinstance(message, OnBelt):
-        return ItemFailed(
-            run=run, generation=generation, attempt=attempt, item=message.item, station=station, reason=reason
-        )
+        return ItemFailed.answering(message, station=station, reason=reason)
     outcome = message.outcome if isinstance(message, ReportRequested) else None
-    return RunClosed(
-        run=run,
-        generation=generation,
-        attempt=attempt,
-        status="failed",
-        outcome=outcome,
-        station=station,
-        reason=reason,
-    )
+    return RunClosed.answering(message, status="failed", outcome=outcome, station=station, reason=reason)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.belt.bus import Bus, Fenced, Record
-from understudy.belt.contracts import DeadLetter, Message, OfItem, OnBelt, Progress, decode, failure
+from understudy.belt.contracts import DeadLetter, Message, OnBelt, Progress, decode, failure
 from understudy.belt.folds.control import Control, Verdict
 from understudy.belt.telemetry import Meter, Outcome
 from understudy.belt.topics import BY_MESSAGE, STATION_OF, Group
@@ -299,13 +299,9 @@ class Loop:
     def _check_needs(self, message: Message) -> None:
         if isinstance(message, OnBelt) and (lacking := set(message.needs) - self.lane.has):
             what = ", ".join(sorted(lacking))
-            self._tell(self._progress(message, f"waits for a {self.station} that has {what}; this one has not"))
+            step = f"waits for a {self.station} that has {what}; this one has not"
+            self._tell(Progress.answering(message, station=self.station, step=step))
             raise Unsupported(f"Item `{message.item}` of {message.run} needs {what}", "Upgrade this replica.")
-
-    def _progress(self, message: Message, step: str) -> Progress:
-        item = message.item if isinstance(message, OfItem) else None
-        about = {"run": message.run, "generation": message.generation, "attempt": message.attempt}
-        return Progress.model_validate(about | {"station": self.station, "item": item, "step": step})
 
     def _remember(self, record: Record, mark: int) -> None:
         try:
