@@ -8,6 +8,7 @@ from services.evaluator.handlers import Evaluator
 from services.evaluator.predict import Asker
 from services.evaluator.reporter import Reporter
 from services.evaluator.settings import EvaluatorSettings
+from understudy.belt.folds.histories import Histories
 from understudy.service.host import Kernel, Service
 
 
@@ -16,8 +17,10 @@ def build(settings: EvaluatorSettings, kernel: Kernel) -> Service:
     work = settings.work("evaluator")
     asker = Asker(base_url=f"{settings.gateway.rstrip('/')}/v1", concurrency=settings.concurrency)
     evaluator = Evaluator(kernel.store, kernel.plans, asker, work)
-    closer = Closer(kernel.plans, kernel.control, kernel.reader)
-    reporter = Reporter(kernel.store, kernel.plans, kernel.control, work)
+    histories = Histories()
+    kernel.reader.add(histories)
+    closer = Closer(kernel.plans, histories, kernel.reader)
+    reporter = Reporter(kernel.store, kernel.plans, kernel.control, kernel.reader, work)
     return Service(
         lanes=(evaluator.lane(), closer.lane(), reporter.lane()),
         router=router(kernel.store, kernel.runs),

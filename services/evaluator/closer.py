@@ -28,7 +28,7 @@ from understudy.belt.contracts import (
     ServingRequested,
     TrainingRequested,
 )
-from understudy.belt.folds.control import Control
+from understudy.belt.folds.histories import Histories
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Lane
 from understudy.belt.turns import Book
@@ -57,8 +57,7 @@ class Closer:
     """The lane `closer`."""
 
     plans: Plans
-    control: Control
-    """With its history."""
+    histories: Histories
     reader: Reader
     _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
     """By run."""
@@ -102,16 +101,18 @@ class Closer:
         a failure that had it tried again, so a failure does not count."""
         if message.attempt == 1 or isinstance(message, ItemFailed):
             return False
-        earlier = self.control.history(message.run, -1, record.offset - 1)
+        earlier = self.histories.between(message.run, -1, record.offset - 1)
         return any(old.model_copy(update={"attempt": message.attempt}) == message for old in earlier)
 
     def _before(self, message: Message, record: Record) -> Book:
         """The book of all that was said about the run before this record."""
-        self.reader.wait_for(record)
+        self.reader.wait_for(record.topic, record.partition, record.offset)
         known = self._known.pop(message.run, None)
         if known is None or known.offset >= record.offset:  # handed out again
             known = _Known()
-        known.book = reduce(turns.apply, self.control.history(message.run, known.offset, record.offset - 1), known.book)
+        known.book = reduce(
+            turns.apply, self.histories.between(message.run, known.offset, record.offset - 1), known.book
+        )
         known.offset = record.offset - 1
         self._known[message.run] = known
         if len(self._known) > REMEMBERED:

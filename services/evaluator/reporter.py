@@ -7,7 +7,6 @@ Does not decide when a run is over (`closer.py`), compute (`report.py`) or draw 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +17,17 @@ from services.evaluator.predict import TEMPERATURE
 from understudy.belt import turns
 from understudy.belt.contracts import ItemScored, Message, Progress, ReportRequested, RunClosed
 from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Lane
 from understudy.belt.scratch import forget
+from understudy.belt.topics import BY_NAME
 from understudy.belt.turns import Book, Ends
-from understudy.errors import Transient
-from understudy.interrupt import check
 from understudy.plan import Plan
 from understudy.records import Prediction, Scores, read_json, read_jsonl
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans
 from understudy.terms import Artifact
-
-PATIENCE = 30.0
-"""Seconds within which this process must have read what the closer had read."""
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +39,7 @@ class Reporter:
     store: ArtifactStore
     plans: Plans
     control: Control
-    """With its history."""
+    reader: Reader
     work: Path
     """Folder for unfinished work."""
 
@@ -84,12 +80,9 @@ class Reporter:
 
     def _book(self, request: ReportRequested) -> Book:
         """What is said about the run, with everything that was when the report was asked for."""
-        until, deadline = request.until, time.monotonic() + PATIENCE
-        while until is not None and not self.control.history(request.run, until - 1, until):
-            if time.monotonic() > deadline:
-                raise Transient(f"What was said about {request.run} was not read up to {until} within {PATIENCE:.0f} s")
-            check()
-            time.sleep(0.005)
+        if request.until is not None:
+            topic = BY_NAME["run-control"]
+            self.reader.wait_for(topic.name, request.place(topic.partitions), request.until)
         return self.control.book(request.run)
 
     def _report(

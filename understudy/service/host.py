@@ -70,10 +70,10 @@ class Service:
     """Called once, at the end: stop children, flush."""
 
 
-def kernel(settings: Settings, bus: Bus, history: bool = False) -> Kernel:
-    """The kernel on a bus; `history` as `Control` has it."""
+def kernel(settings: Settings, bus: Bus) -> Kernel:
+    """The kernel on a bus."""
     store = FsspecArtifactStore(settings.artifact_url(), settings.cache())
-    control = Control(history)
+    control = Control()
     runs, models = Runs(control), Models()
     return Kernel(bus, store, Plans(store), control, runs, models, Reader(bus, (control, runs, models)))
 
@@ -85,7 +85,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     stop = threading.Event()
     try:
         bus = connect(settings)
-        shared = kernel(settings, bus, history=station == "evaluator")
+        shared = kernel(settings, bus)
         service = build(settings, shared)
     except UnderstudyError as error:
         sys.exit(_last_words(station, error))

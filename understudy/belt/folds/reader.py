@@ -64,12 +64,12 @@ class Reader:
         self.caught_up.set()
         return self
 
-    def wait_for(self, record: Record, timeout: float = 30) -> None:
-        """Until this record has been read; raises `Transient` after `timeout` seconds. Stops when `interrupt.check` says so."""
+    def wait_for(self, topic: str, partition: int, offset: int, timeout: float = 30) -> None:
+        """Until the record that lies there has been read; raises `Transient` after `timeout` seconds. Heeds `interrupt`."""
         deadline = time.monotonic() + timeout
-        while self._offsets.get((record.topic, record.partition), -1) < record.offset:
+        while self._offsets.get((topic, partition), -1) < offset:
             if time.monotonic() > deadline:
-                raise Transient(f"{record.topic} was not read up to {record.offset} within {timeout:.0f} s")
+                raise Transient(f"{topic} was not read up to {offset} within {timeout:.0f} s")
             check()
             time.sleep(0.002)
 

@@ -257,7 +257,7 @@ class Lanes:
         **settings: Any,
     ) -> None:
         own = EvaluatorSettings(data=data, gateway=gateway.removesuffix("/v1"), member=member, **settings)
-        self.kernel = kernel(own, bus, history=True)
+        self.kernel = kernel(own, bus)
         self.service = build(own, self.kernel)
         self.stop = threading.Event()
         self.loops = [

@@ -27,7 +27,7 @@ from understudy.belt.contracts import (
     TrainingRequested,
     decode,
 )
-from understudy.belt.folds.control import Control
+from understudy.belt.folds.histories import Histories
 from understudy.belt.folds.reader import Reader
 from understudy.plan import Item, Plan, PlannedBase
 from understudy.recipe import Training
@@ -308,10 +308,11 @@ def test_killed_between_taking_and_committing_the_next_process_says_the_same(
     with lanes(bus, tmp_path, groups=[]) as living:
         living.kernel.reader.caught_up.wait()
         history: list[tuple[Record, list[Message]]] = []
-        old = Closer(Plans(store), living.kernel.control, living.kernel.reader)
+        old_histories = Histories()
+        old = Closer(Plans(store), old_histories, Reader(bus, (old_histories,)).load())
         while True:
-            control = Control(history=True)
-            new = Closer(Plans(store), control, Reader(bus, (control,)).load())
+            histories = Histories()
+            new = Closer(Plans(store), histories, Reader(bus, (histories,)).load())
             killed = take(bus, new)
             if killed is None:
                 break

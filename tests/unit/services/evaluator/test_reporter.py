@@ -17,7 +17,6 @@ from services.evaluator.predict import Asker
 from services.evaluator.report import Report
 from services.evaluator.reporter import Reporter
 from understudy.belt import turns
-from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import (
     CancelRequested,
@@ -31,6 +30,7 @@ from understudy.belt.contracts import (
     RunClosed,
 )
 from understudy.belt.folds.control import Control
+from understudy.belt.folds.reader import Reader
 from understudy.records import Scores, read_json
 from understudy.store import keys
 from understudy.store.plans import Plans
@@ -67,17 +67,19 @@ class Bench:
         for key in ("runs/r1/datasets", "runs/r1/scores", "runs/r1"):
             for name in world.store.keys(key):
                 self.store.put(name, world.store.fetch(world.store.find(name)))
-        self.control = Control(history=True)
+        self.bus = EmbeddedBus(folder / "bus.sqlite")
+        self.control = Control()
         self.offset = -1
         self.work = folder / "work"
         self.work.mkdir(exist_ok=True)
-        self.reporter = Reporter(self.store, Plans(self.store), self.control, self.work)
+        self.reader = Reader(self.bus, [self.control])
+        self.reporter = Reporter(self.store, Plans(self.store), self.control, self.reader, self.work)
 
     def hear(self, *said: Message) -> ReportRequested:
         """Read what was said of the run; what the closer asks for after it."""
-        for message in said:
-            self.offset += 1
-            self.control.read(message, Record("run-control", 0, self.offset, 0.0, b""))
+        self.bus.publish(*said)
+        self.offset += len(said)
+        self.reader.load()
         return ReportRequested(
             run="r1",
             outcome=turns.outcome(self.control.book("r1")),

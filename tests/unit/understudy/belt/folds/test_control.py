@@ -16,6 +16,7 @@ from understudy.belt import turns
 from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.folds.control import Control
+from understudy.belt.folds.histories import Histories
 from understudy.belt.folds.reader import Reader
 from understudy.errors import Transient
 
@@ -26,8 +27,8 @@ def train(run: str = "r", item: str = "v", generation: int = 1) -> c.TrainingReq
     return c.TrainingRequested(run=run, item=item, index=0, plan=A, generation=generation)
 
 
-def control(*messages: c.Message, history: bool = False) -> Control:
-    fold = Control(history)
+def control(*messages: c.Message) -> Control:
+    fold = Control()
     life.feed(life.records(messages), fold)
     return fold
 
@@ -57,20 +58,20 @@ def test_a_history_gives_the_book_as_it_was_at_any_record() -> None:
     ]
     other = c.ItemScored(run="other", item="x", scores=A)
     lie = life.records([m for each in told for m in (each, other)])
-    fold = Control(history=True)
+    fold = Histories()
     life.feed(lie, fold)
     for number in range(len(told)):
         until = lie[2 * number][1].offset
-        book = reduce(turns.apply, fold.history("r", -1, until), turns.Book())
+        book = reduce(turns.apply, fold.between("r", -1, until), turns.Book())
         assert book == reduce(turns.apply, told[: number + 1], turns.Book())
-    assert fold.history("r", lie[-2][1].offset, 10**9) == []
+    assert fold.between("r", lie[-2][1].offset, 10**9) == []
 
 
 def test_reading_again_from_the_start_doubles_no_history() -> None:
     lie = life.records([c.ItemScored(run="r", item="x", scores=A), c.CancelRequested(run="r")])
-    fold = Control(history=True)
+    fold = Histories()
     life.feed([*lie, *lie], fold)
-    assert len(fold.history("r", -1, 10**9)) == 2
+    assert len(fold.between("r", -1, 10**9)) == 2
 
 
 def test_the_reader_goes_on_when_a_bus_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +109,6 @@ def test_waiting_for_a_record_ends_once_it_was_read_or_in_good_time(tmp_path: Pa
     [record] = [r for r in bus.replay(["run-control"]) if r]
     reader = Reader(bus, [Control()])
     with pytest.raises(Transient, match="was not read"):
-        reader.wait_for(record, timeout=0.05)
+        reader.wait_for(record.topic, record.partition, record.offset, timeout=0.05)
     reader.load()
-    reader.wait_for(record, timeout=0)
+    reader.wait_for(record.topic, record.partition, record.offset, timeout=0)
