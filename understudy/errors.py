@@ -1,7 +1,8 @@
 """The kinds of error that decide everything.
 
     UnderstudyError            says what was wrong, where, and what to do
-    ├── Invalid                the input is wrong and will stay wrong  -> dead letter, the variant or run fails, life goes on
+    ├── Invalid                the input is wrong and will stay wrong  -> dead letter, the item or run fails, life goes on
+    │   └── NotFound           what was asked for does not exist
     ├── Transient              the world is in the way for a while     -> retry with backoff, then treated as Invalid
     ├── Unsupported            this replica is too old for it          -> left for a newer one, never done differently
     └── Fatal                  this process cannot go on               -> exit code 70, the platform restarts or reports
@@ -32,6 +33,10 @@ class UnderstudyError(Exception):
 
 class Invalid(UnderstudyError):
     """The input is wrong; trying again gives the same result."""
+
+
+class NotFound(Invalid):
+    """What was asked for does not exist."""
 
 
 class Transient(UnderstudyError):

@@ -10,8 +10,12 @@ Interrupts nothing by itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Interrupted(BaseException):
@@ -48,3 +52,20 @@ def held(lock: threading.Lock) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def awaited(work: Callable[[], T]) -> T:
+    """What `work` returns, which nothing interrupts: it is made in a thread of its own, and left to itself when nobody waits
+    for it any more."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="awaited", daemon=True).start()
+    while not wait([result], timeout=0.2).done:
+        check()
+    return result.result()

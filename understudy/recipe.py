@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,10 @@ from understudy.hints import nearest
 BASE = "base"
 """Name of the item that is the untouched base model; it rides the belt like the others."""
 
+FILE_ID = re.compile(r"file-\w{1,80}")
+"""An uploaded file, as a source."""
+HUB = "hf:"
+"""Before the name of a data set on the Hugging Face hub, as a source."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Metric = Literal["accuracy", "precision", "recall", "f1", "perplexity", "bleu", "rougeL"]
 MAX_RECIPE_BYTES = 256 * 1024

@@ -10,29 +10,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from understudy.errors import Invalid, Unsupported
 from understudy.interrupt import check
+from understudy.terms import Frozen
 
 SPLITS = ("train", "validation", "test")
 """Every dataset artifact holds `<split>.jsonl` of `Example` for each of these, `rejected.jsonl` and `card.json`."""
 
 
-class Record(BaseModel):
-    """Base of all rows: immutable. Unknown keys are ignored, so that an older reader accepts an additive change."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Turn(Record):
+class Turn(Frozen):
     """One chat message."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class Provenance(Record):
+class Provenance(Frozen):
     """Where an example came from."""
 
     source: str
@@ -43,7 +38,7 @@ class Provenance(Record):
     """What wrote the instruction: `template:3`, `llm:gpt-4o-mini`, `passthrough`."""
 
 
-class Example(Record):
+class Example(Frozen):
     """One instruction with its reference answer."""
 
     id: str
@@ -57,7 +52,7 @@ class Example(Record):
     provenance: Provenance
 
 
-class Rejected(Record):
+class Rejected(Frozen):
     """A source row that did not become an example, and why."""
 
     row: int
@@ -66,7 +61,7 @@ class Rejected(Record):
     """The row as text, at most 2,000 characters."""
 
 
-class DatasetCard(Record):
+class DatasetCard(Frozen):
     """`card.json` of a dataset artifact."""
 
     format: Literal["understudy.dataset.v1"] = "understudy.dataset.v1"
@@ -81,7 +76,7 @@ class DatasetCard(Record):
     seed: int
 
 
-class Prediction(Record):
+class Prediction(Frozen):
     """What one model answered to one example, and how likely it found the reference."""
 
     id: str
@@ -98,7 +93,7 @@ class Prediction(Record):
     """The class read from `text`; None when no class could be read (a parse failure, counted as wrong)."""
 
 
-class Score(Record):
+class Score(Frozen):
     """One metric of one item on one panel, with a bootstrap interval."""
 
     panel: str
@@ -115,7 +110,7 @@ class Score(Record):
     higher_is_better: bool
 
 
-class Scores(Record):
+class Scores(Frozen):
     """`scores.json` of a scores artifact; `predictions-<panel>.jsonl` beside it has the rows behind it."""
 
     format: Literal["understudy.scores.v1"] = "understudy.scores.v1"
@@ -128,10 +123,10 @@ class Scores(Record):
     """Panel -> rows whose class could not be read."""
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Frozen)
 
 
-def write_jsonl(path: Path, rows: Iterable[Record]) -> int:
+def write_jsonl(path: Path, rows: Iterable[Frozen]) -> int:
     """Write `rows` as UTF-8 JSON lines; returns how many. Stops when `interrupt.check` says so."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
@@ -142,7 +137,7 @@ def write_jsonl(path: Path, rows: Iterable[Record]) -> int:
     return count
 
 
-def write_json(path: Path, record: Record) -> None:
+def write_json(path: Path, record: Frozen) -> None:
     """Write one document."""
     path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         return self.data.resolve() / "cache"
 
     def work(self, station: str) -> Path:
-        """This replica's folder for unfinished work, which survives a crash; see `work.py`."""
+        """This replica's folder for unfinished work, which survives a crash; see `belt/scratch.py`."""
         path = self.data.resolve() / "work" / station / self.member
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from understudy.belt.folds.runs import AT, OVER, RunState
-from understudy.errors import Invalid
-from understudy.hints import nearest
 from understudy_cli.console import output
 from understudy_cli.folder import Folder
 from understudy_cli.options import DataOption, ItemArgument, RunArgument, ServerOption
@@ -38,8 +36,8 @@ def cancel(run: RunArgument, item: ItemArgument = None, server: ServerOption = N
 
 def _ended(state: RunState, item: str | None) -> str | None:
     """How the run or the item ended; None when it did not. Raises `Invalid` for an item that there is not."""
-    if item and item not in state.items:
-        raise Invalid(f"Run {state.id} has no item `{item}`{nearest(item, state.items)}")
+    if item:
+        state.check_item(item)
     if item and state.items[item].stage not in AT:
         return state.items[item].stage
     return state.status if state.status in OVER else None

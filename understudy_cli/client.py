@@ -18,12 +18,8 @@ from httpx_sse import EventSource
 from pydantic import BaseModel
 
 from understudy.belt.folds.runs import RunState, RunSummary
-from understudy.errors import Invalid, Transient
+from understudy.errors import Invalid, NotFound, Transient
 from understudy.recipe import Recipe
-
-
-class NotThere(Invalid):
-    """What was asked for is not known there."""
 
 
 class Unreachable(Transient):
@@ -43,7 +39,7 @@ class Source(Protocol):
     """Where runs and models are looked up, and runs are cancelled and deleted."""
 
     def run(self, run: str) -> RunState:
-        """State of one run; raises `NotThere`."""
+        """State of one run; raises `NotFound`."""
 
     def runs(self, limit: int = 100) -> list[RunSummary]:
         """The newest runs, at most so many, newest first."""
@@ -61,7 +57,7 @@ class Source(Protocol):
         """What happened to a run, or to one item of it, one line per event."""
 
     def files(self, model: str) -> list[ModelFile]:
-        """The files of an adapter; raises `NotThere`."""
+        """The files of an adapter; raises `NotFound`."""
 
     def content(self, model: str, file: ModelFile) -> Iterator[bytes]:
         """One of these files, in pieces."""
@@ -195,4 +191,4 @@ def _refusal(answer: httpx.Response, url: str) -> Exception:
         message = f"{url} answered {answer.status_code} to {answer.request.method} {answer.request.url.path}: {answer.text[:200]}"
     if answer.status_code >= 500:
         return Unreachable(message)
-    return NotThere(message) if answer.status_code == 404 else Invalid(message)
+    return NotFound(message) if answer.status_code == 404 else Invalid(message)

@@ -21,11 +21,11 @@ from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs, RunState, RunSummary
 from understudy.belt.folds.served import Models
 from understudy.belt.history import told
-from understudy.errors import Invalid
+from understudy.errors import Invalid, NotFound
 from understudy.settings import Settings
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.terms import STATIONS, Artifact
-from understudy_cli.client import ModelFile, NotThere
+from understudy_cli.client import ModelFile
 
 PIECE = 1 << 20
 """Bytes."""
@@ -51,7 +51,7 @@ class Folder:
             state = there.runs.get(run)
             deleted = there.runs.deleted(run)
         if state is None:
-            raise NotThere(
+            raise NotFound(
                 f"Run `{run}` was deleted" if deleted else f"There is no run `{run}` in {self._settings.data}",
                 "`understudy runs` lists those there are.",
             )
@@ -98,7 +98,7 @@ class Folder:
         with known(self._settings.data) as there:
             served = there.models.get(model)
         if served is None:
-            raise NotThere(f"There is no model `{model}` in {self._settings.data}")
+            raise NotFound(f"There is no model `{model}` in {self._settings.data}")
         if served.message.adapter is None:
             raise Invalid(f"`{model}` is a base model, not an adapter", "It lies where the recipe's `base` says.")
         return served.message.adapter

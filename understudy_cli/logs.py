@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from understudy.errors import Invalid
-from understudy.hints import nearest
 from understudy_cli.options import DataOption, ItemArgument, RunArgument, ServerOption
 from understudy_cli.session import data_folder, lookup
 
@@ -20,6 +18,6 @@ def logs(run: RunArgument, item: ItemArgument = None, server: ServerOption = Non
     """
     with lookup(server, data_folder(data)) as source:
         state = source.run(run)
-        if item and item not in state.items:
-            raise Invalid(f"Run {run} has no item `{item}`{nearest(item, state.items)}")
+        if item:
+            state.check_item(item)
         print(source.logs(run, item).rstrip("\n"))

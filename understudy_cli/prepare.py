@@ -6,15 +6,12 @@ because a run's id follows from what was written. Does not look inside data file
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from understudy.errors import Invalid
-from understudy.recipe import Recipe, load
-
-FILE_ID = re.compile(r"file-[0-9A-Za-z]+")
+from understudy.recipe import FILE_ID, HUB, Recipe, load
 
 
 def prepare(path: Path, sources: Sequence[str] = (), base: str | None = None, models: Path | None = None) -> Recipe:
@@ -49,7 +46,7 @@ def map_files(recipe: Recipe, change: Callable[[str, str], str]) -> Recipe:
     """`recipe` with `change(path, where)` in the place of every local path; hub names and file ids stay."""
 
     def changed(source: str, where: str) -> str:
-        return source if source.startswith("hf:") or FILE_ID.fullmatch(source) else change(source, where)
+        return source if source.startswith(HUB) or FILE_ID.fullmatch(source) else change(source, where)
 
     changes: dict[str, Any] = {
         "datasets": {

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from understudy.bases import resolve
 from understudy.belt.folds.runs import OVER, RunState
-from understudy.errors import Invalid, disk_full
+from understudy.errors import Invalid, NotFound, disk_full
 from understudy.recipe import Recipe
 from understudy.settings import Settings
-from understudy_cli.client import Gateway, NotThere, Source
+from understudy_cli.client import Gateway, Source
 from understudy_cli.console import errors, output
 from understudy_cli.options import BaseOption, DataOption, RecipeArgument, ServerOption, SourceOption
 from understudy_cli.prepare import prepare, upload
@@ -86,7 +86,7 @@ def begin(gateway: Gateway, recipe: Recipe, fresh: bool, err: Console) -> RunSta
         word = str(number) if number > 1 else ""
         try:
             state, attempt = gateway.run(recipe.run_id(word)), word
-        except NotThere:
+        except NotFound:
             break
     if state and not fresh:
         err.print(f"Run {state.id} {standing(state)}")

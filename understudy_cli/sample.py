@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.datagen import filters, prompts
-from services.datagen.filters import Candidate, Sieve
-from services.datagen.pools import Pools, Wanted
+from services.datagen import prompts
+from services.datagen.filters import Candidate
+from services.datagen.pools import Pools, Wanted, sift
 from services.datagen.settings import DatagenSettings
-from services.datagen.sources import FILE_ID, HUB, Row, Source, Sources
+from services.datagen.sources import Source, Sources
 from services.datagen.splits import shares
 from services.datagen.tables import Table
 from services.datagen.templates import instruct
-from understudy.recipe import Generator
+from understudy.recipe import FILE_ID, HUB, Generator
 from understudy.store.artifacts import ArtifactStore
 from understudy_cli.estimate import CHARACTERS_PER_TOKEN
 
@@ -99,7 +99,7 @@ def look(wanted: Wanted, store: ArtifactStore) -> Looked:
     source = sources.open(wanted.source)
     seen = list(itertools.islice(source.table.rows, LOOKED_AT + 1))
     whole, first = len(seen) <= LOOKED_AT, seen[:LOOKED_AT]
-    rows, sieve = _sifting(wanted, Source(source.name, Table(source.table.columns, iter(first))))
+    rows, sieve = sift(wanted, Source(source.name, Table(source.table.columns, iter(first))), settings.max_text_chars)
     for row in rows:
         sieve.take(row)
     candidates = sieve.candidates()
@@ -110,19 +110,6 @@ def look(wanted: Wanted, store: ArtifactStore) -> Looked:
         return Looked(wanted, unknown=f"none of the first {LOOKED_AT:,} rows of {source.name} can be used")
     total = len(first) if whole else _rows_in(Path(wanted.source).expanduser(), first)
     return Looked(wanted, None, total, whole, len(sieve.rejected) / len(first), labels, candidates)
-
-
-def _sifting(wanted: Wanted, source: Source) -> tuple[Iterator[Row], Sieve]:
-    most = DatagenSettings().max_text_chars
-    if wanted.dataset is None:
-        return source.rows(["prompt"], ["reference"]), Sieve(filters.prompts, most)
-    columns = wanted.dataset.columns
-    if wanted.classifies():
-        read = filters.classify(columns, wanted.dataset.labels)
-        return source.rows([columns.text, columns.label]), Sieve(read, most)
-    return source.rows([columns.instruction, columns.output], [columns.input]), Sieve(
-        filters.passthrough(columns), most
-    )
 
 
 def _rows_in(path: Path, first: Sequence[Any]) -> int:

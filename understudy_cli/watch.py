@@ -18,8 +18,9 @@ from rich.text import Text
 
 from understudy.belt.contracts import Progress
 from understudy.belt.folds.runs import AT, OVER, ItemState, RunState, RunSummary
+from understudy.errors import NotFound
 from understudy.terms import STATIONS, Station
-from understudy_cli.client import NotThere, Source, Unreachable
+from understudy_cli.client import Source, Unreachable
 
 EVERY = 0.3
 PATIENCE = 60.0
@@ -42,7 +43,7 @@ def watch(
 ) -> RunState:
     """Show the run, known as `state` so far, until it is over; returns its last state.
 
-    `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotThere` when that is all we hear for
+    `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotFound` when that is all we hear for
     `patience` seconds: a gateway that was restarted knows nothing until it has read the log.
     """
     started = heard = time.monotonic()
@@ -56,7 +57,7 @@ def watch(
             check()
             try:
                 state, silent, heard = source.run(state.id), False, time.monotonic()
-            except (Unreachable, NotThere):
+            except (Unreachable, NotFound):
                 if time.monotonic() - heard > patience:
                     raise
                 silent = True

@@ -17,8 +17,7 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from understudy.errors import Invalid, disk_full
-from understudy.service.web import NotFound
+from understudy.errors import Invalid, NotFound, disk_full
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 

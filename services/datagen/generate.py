@@ -29,7 +29,8 @@ from services.datagen.templates import chance
 from understudy import recipe
 from understudy.belt.contracts import Progress
 from understudy.errors import Invalid, Transient
-from understudy.records import Record, Turn, resume_jsonl
+from understudy.records import Turn, resume_jsonl
+from understudy.terms import Frozen
 
 if TYPE_CHECKING:
     from understudy.llm.chat import ChatClient, Completion
@@ -45,7 +46,7 @@ STOPPED = "budget"
 """Id of the line that says that the budget ended here, so that a resumed job ends at the same row."""
 
 
-class Written(Record):
+class Written(Frozen):
     """What became of one row: a line of the work file."""
 
     id: str

@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from services.datagen import filters
 from services.datagen.filters import Candidate, Sieve
-from services.datagen.sources import HUB, Row, Source, Sources
+from services.datagen.sources import Row, Source, Sources
 from services.datagen.splits import choose_test
 from understudy.belt.contracts import Progress
 from understudy.errors import Invalid
 from understudy.plan import Plan, prompts_dataset
-from understudy.recipe import Dataset
+from understudy.recipe import HUB, Dataset
 from understudy.records import Rejected
 
 Say = Callable[..., Progress]
@@ -82,6 +82,18 @@ class Pool:
         return sum(self.wanted.counts().values()) or len(self.test)
 
 
+def sift(wanted: Wanted, source: Source, max_chars: int) -> tuple[Iterator[Row], Sieve]:
+    """The rows of a source with the columns that are needed, and what sorts them."""
+    if wanted.dataset is None:
+        return source.rows(["prompt"], ["reference"]), Sieve(filters.prompts, max_chars)
+    columns = wanted.dataset.columns
+    if wanted.classifies():
+        read = filters.classify(columns, wanted.dataset.labels)
+        return source.rows([columns.text, columns.label]), Sieve(read, max_chars)
+    rows = source.rows([columns.instruction, columns.output], [columns.input])
+    return rows, Sieve(filters.passthrough(columns), max_chars)
+
+
 @dataclass(frozen=True)
 class Pools:
     """Reads sources within bounds."""
@@ -97,7 +109,8 @@ class Pools:
         """
         if wanted.source.startswith(HUB) and "@" in wanted.source:
             return
-        source, rows, sieve = self._open(wanted)
+        source = self.sources.open(wanted.source)
+        rows, sieve = sift(wanted, source, self.max_text_chars)
         for row in itertools.islice(rows, CHECKED_ROWS):
             sieve.take(row)
         if next(rows, None) is None:
@@ -107,7 +120,8 @@ class Pools:
         """Read and sift all rows, and choose the test rows. Raises `Invalid` when there is nothing to learn from."""
         step = f"{wanted.name}: reading"
         yield say(step=step)
-        source, rows, sieve = self._open(wanted)
+        source = self.sources.open(wanted.source)
+        rows, sieve = sift(wanted, source, self.max_text_chars)
         read = 0
         for read in paced(rows, sieve.take):
             yield say(step=step, done=read)
@@ -116,20 +130,6 @@ class Pools:
         test = choose_test(candidates, wanted.counts(), seed) if wanted.dataset else candidates
         shown = source.name if source.name == wanted.source else f"{source.name} ({wanted.source})"
         return Pool(wanted, shown, candidates, sieve.rejected, labels, test, read)
-
-    def _open(self, wanted: Wanted) -> tuple[Source, Iterator[Row], Sieve]:
-        source = self.sources.open(wanted.source)
-        if wanted.dataset is None:
-            return source, source.rows(["prompt"], ["reference"]), Sieve(filters.prompts, self.max_text_chars)
-        columns = wanted.dataset.columns
-        if wanted.classifies():
-            rows, read = source.rows([columns.text, columns.label]), filters.classify(columns, wanted.dataset.labels)
-        else:
-            rows, read = (
-                source.rows([columns.instruction, columns.output], [columns.input]),
-                filters.passthrough(columns),
-            )
-        return source, rows, Sieve(read, self.max_text_chars)
 
     def _labels(self, wanted: Wanted, source: Source, sieve: Sieve, candidates: Sequence[Candidate]) -> tuple[str, ...]:
         """The classes, sorted. Raises `Invalid` when there is nothing to learn from these rows."""

@@ -19,10 +19,10 @@ from services.datagen.pools import Pools, wanted
 from understudy import bases, plan, recipe
 from understudy.belt import history, requests
 from understudy.belt.folds.runs import OVER, RunState, RunSummary
-from understudy.errors import Transient
-from understudy.hints import meant, nearest
+from understudy.errors import NotFound, Transient
+from understudy.hints import meant
 from understudy.service.host import Kernel
-from understudy.service.web import NotFound, no_such_place
+from understudy.service.web import no_such_place
 from understudy.store import keys
 
 PATIENCE = 2.0
@@ -104,8 +104,8 @@ class Desk:
     def _of(self, run: str, item: str | None) -> RunState:
         """A run that has that item."""
         state = self.get(run)
-        if item is not None and item not in state.items:
-            raise NotFound(f"Run `{run}` has no item `{item}`{nearest(item, state.items)}")
+        if item is not None:
+            state.check_item(item)
         return state
 
     def _planned(self, base: str) -> plan.PlannedBase:

@@ -9,10 +9,7 @@ or reject rows (`filters.py`).
 from __future__ import annotations
 
 import json
-import re
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +17,8 @@ from typing import TypeVar
 from services.datagen.tables import Reader, Table, read_csv, read_json, read_jsonl, read_parquet
 from understudy.errors import Invalid, Transient
 from understudy.hints import meant
-from understudy.interrupt import check
+from understudy.interrupt import awaited
+from understudy.recipe import FILE_ID, HUB
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 
@@ -32,8 +30,6 @@ READERS: dict[str, Reader] = {
     ".json": read_json,
     ".parquet": read_parquet,
 }
-FILE_ID = re.compile(r"file-\w+")
-HUB = "hf:"
 T = TypeVar("T")
 
 
@@ -126,7 +122,7 @@ def _hub(name: str) -> Table:
         )
     datasets.disable_progress_bars()
     try:
-        splits = _awaited(lambda: datasets.load_dataset(repository, revision=revision or None))
+        splits = awaited(lambda: datasets.load_dataset(repository, revision=revision or None))
     except ConnectionError as error:
         raise Transient(f"The Hugging Face hub did not answer for `{repository}`: {error}") from error
     except Exception as error:  # the library raises a dozen unrelated types for data that it cannot load
@@ -172,19 +168,3 @@ def _local(source: str) -> Path:
     except (OSError, RuntimeError) as error:  # no right to look, a name longer than any can be, a `~` of nobody
         where = f"{error}."
     raise Invalid(f"There is no file {source}", where)
-
-
-def _awaited(work: Callable[[], T]) -> T:
-    """What `work` returns. It cannot be interrupted, so it is left to itself when nobody waits for it any more."""
-    result: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="hub").start()
-    while not wait([result], timeout=0.2).done:
-        check()
-    return result.result()

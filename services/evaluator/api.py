@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 from understudy.belt.folds.runs import Runs
-from understudy.service.web import NotFound
+from understudy.errors import NotFound
 from understudy.store.artifacts import ArtifactStore
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

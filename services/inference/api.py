@@ -14,7 +14,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from services.inference.fleet import Fleet, Model
-from understudy.service.web import NotFound
+from understudy.errors import NotFound
 from understudy.store.artifacts import ArtifactStore
 from understudy.terms import Artifact
 

@@ -5,17 +5,15 @@ Does not decide which adapters an engine shall have (`adapters.py`), nor whether
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from threading import Thread
 from typing import Any, Self
 
 import httpx
 
 from understudy.errors import Invalid, Transient
-from understudy.interrupt import check
+from understudy.interrupt import awaited
 
 SECONDS = 60.0
 """An engine may take for an answer."""
@@ -79,7 +77,7 @@ class EngineClient:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
     ) -> httpx.Response:
         try:
-            response = _interruptibly(lambda: self._http.request(method, path, json=body, timeout=seconds))
+            response = awaited(lambda: self._http.request(method, path, json=body, timeout=seconds))
         except httpx.HTTPError as error:
             raise Transient(f"The engine did not answer {path}: {error or type(error).__name__}") from error
         if response.is_success:
@@ -88,22 +86,6 @@ class EngineClient:
         if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR or self.healthy():
             raise Invalid(f"The engine refused {path} ({response.status_code}): {_reason(response)}")
         raise Transient(f"The engine failed at {path} ({response.status_code}): {_reason(response)}")
-
-
-def _interruptibly(call: Callable[[], httpx.Response]) -> httpx.Response:
-    """What `call` returns; it is made in a thread of its own, so that an interruption need not wait for an engine."""
-    answer: Future[httpx.Response] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(call())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    Thread(target=run, name="engine-call", daemon=True).start()
-    while not wait([answer], timeout=0.2).done:
-        check()
-    return answer.result()
 
 
 def _reason(response: httpx.Response) -> str:

@@ -19,9 +19,8 @@ from services.inference.settings import InferenceSettings
 from services.inference.shelf import Shelf
 from understudy.bases import Base, as_planned, resolve
 from understudy.belt.folds.served import Models
-from understudy.errors import Invalid, Transient, UnderstudyError
+from understudy.errors import Invalid, NotFound, Transient, UnderstudyError
 from understudy.plan import Plan
-from understudy.service.web import NotFound
 from understudy.store.artifacts import ArtifactStore
 from understudy.terms import Artifact
 

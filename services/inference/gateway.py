@@ -19,9 +19,9 @@ from fastapi.responses import JSONResponse
 from services.inference.asgi import App, Gone, Hangup, Receive, Scope, Send, TooLarge, answer, feed, read
 from services.inference.meter import Family, Meter
 from services.inference.upstream import Exchange, Headers, Lost, Upstream
-from understudy.errors import UnderstudyError
+from understudy.errors import NotFound, UnderstudyError
 from understudy.service.doors import hot
-from understudy.service.web import NotFound, error_response
+from understudy.service.web import error_response
 
 COMPLETIONS = hot()
 OWN = "own"

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Query
 
 from services.trainer.jobs import Jobs, Settings, Training
 from understudy.belt.folds.runs import Stage
-from understudy.service.web import NotFound, page
+from understudy.errors import NotFound
+from understudy.service.web import page
 
 STATUS: dict[Stage, str] = {
     "waiting": "queued",

@@ -1,6 +1,6 @@
 """What a station shows on /metrics: how its messages fare, its latest progress, and how far its group is behind.
 
-Labels are stations, topics, outcomes and the names of figures, which code gives: never a run, a variant or a text, so
+Labels are stations, topics, outcomes and the names of figures, which code gives: never a run, an item or a text, so
 that their number does not grow with use. Counts and times are of this process, to be summed over replicas; lag is of
 the whole group, the same from every replica. Serves nothing (`service/web.py`); a service adds what only it has.
 """

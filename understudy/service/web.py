@@ -11,15 +11,11 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from understudy.errors import Invalid, Transient, UnderstudyError
+from understudy.errors import Invalid, NotFound, Transient, UnderstudyError
 from understudy.terms import Station
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 Order = Literal["asc", "desc"]
-
-
-class NotFound(Invalid):
-    """What was asked for does not exist (HTTP 404)."""
 
 
 def error_response(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:

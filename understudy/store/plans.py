@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from understudy.errors import Unsupported
 from understudy.plan import FILE, Plan
+from understudy.records import read_json, write_json
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
-from understudy.terms import Artifact
+from understudy.terms import Artifact, Frozen
 
 REMEMBERED = 64
-DATASETS = "datasets.json"
-_DATASETS: TypeAdapter[dict[str, Artifact]] = TypeAdapter(dict[str, Artifact])
+"""Plans that are kept; what a plan says never changes."""
+
+
+class Datasets(Frozen):
+    """`datasets.json`: which artifact each dataset of a run is."""
+
+    format: Literal["understudy.datasets.v1"] = "understudy.datasets.v1"
+    made: dict[str, Artifact]
 
 
 def put_plan(store: ArtifactStore, run: str, plan: Plan) -> Artifact:
     """Store the plan of a run; the one that was there before stays, and is returned."""
-    return store.find(keys.plan(run)) or _put(store, keys.plan(run), FILE, plan.model_dump_json(indent=1))
+    return store.find(keys.plan(run)) or _put(store, keys.plan(run), FILE, plan)
 
 
 def put_datasets(store: ArtifactStore, run: str, made: Mapping[str, Artifact]) -> Artifact:
     """Store which artifact each dataset of a run is."""
-    return _put(store, keys.datasets(run), DATASETS, _DATASETS.dump_json(dict(sorted(made.items())), indent=1).decode())
+    return _put(store, keys.datasets(run), "datasets.json", Datasets(made=dict(sorted(made.items()))))
 
 
 class Plans:
-    """Reads both, each once; for many threads."""
+    """Reads both; for many threads. Raises `Unsupported` when this version cannot."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
@@ -39,19 +42,11 @@ class Plans:
         self._plans: dict[str, Plan] = {}
 
     def get(self, artifact: Artifact) -> Plan:
-        """The plan in `artifact`; raises `Unsupported` when this version cannot read it."""
+        """The plan in `artifact`, read once."""
         with self._lock:
             known = self._plans.get(artifact.sha256)
         if known is None:
-            content = (self._store.fetch(artifact) / FILE).read_bytes()
-            try:
-                known = Plan.model_validate_json(content)
-            except ValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(map(str, first["loc"]))
-                raise Unsupported(
-                    f"A plan cannot be read here: {place}: {first['msg']}", "Upgrade this replica."
-                ) from None
+            known = read_json(self._store.fetch(artifact) / FILE, Plan)
             with self._lock:
                 while len(self._plans) >= REMEMBERED:
                     self._plans.pop(next(iter(self._plans)))
@@ -60,10 +55,10 @@ class Plans:
 
     def datasets(self, artifact: Artifact) -> dict[str, Artifact]:
         """Dataset name -> artifact."""
-        return _DATASETS.validate_json((self._store.fetch(artifact) / DATASETS).read_bytes())
+        return read_json(self._store.fetch(artifact) / "datasets.json", Datasets).made
 
 
-def _put(store: ArtifactStore, key: str, name: str, content: str) -> Artifact:
-    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-        (Path(folder) / name).write_text(content + "\n", encoding="utf-8")
-        return store.put(key, Path(folder))
+def _put(store: ArtifactStore, key: str, name: str, document: Frozen) -> Artifact:
+    with store.draft() as folder:
+        write_json(folder / name, document)
+        return store.put(key, folder)

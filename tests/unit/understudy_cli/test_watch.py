@@ -10,8 +10,9 @@ from rich.console import Console
 
 from understudy.belt.contracts import Progress
 from understudy.belt.folds.runs import ItemState, RunState, RunSummary
+from understudy.errors import NotFound
 from understudy_cli import watch as module
-from understudy_cli.client import NotThere, Unreachable
+from understudy_cli.client import Unreachable
 from understudy_cli.folder import Folder
 from understudy_cli.table import comparison, headline
 from understudy_cli.watch import changes, counts, view, watch
@@ -90,7 +91,7 @@ def test_gateway_that_restarts_is_waited_for() -> None:
     source = Script(
         Unreachable("gone"),
         Unreachable("gone"),
-        NotThere("not yet"),
+        NotFound("not yet"),
         state("finished", mine=ItemState(stage="scored")),
     )
     assert watch(source, state(mine=training(1)), console).status == "finished"

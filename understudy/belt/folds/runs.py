@@ -35,6 +35,8 @@ from understudy.belt.contracts import (
 )
 from understudy.belt.folds.control import Control
 from understudy.belt.turns import Book, order
+from understudy.errors import NotFound
+from understudy.hints import nearest
 from understudy.terms import Artifact, Station
 
 Stage = Literal["waiting", "training", "serving", "evaluating", "served", "scored", "failed", "cancelled"]
@@ -103,6 +105,11 @@ class RunState(RunSummary):
     """The latest word about the run as a whole (making datasets, the report)."""
     items: dict[str, ItemState]
     """In the order of the plan."""
+
+    def check_item(self, item: str) -> None:
+        """Raises `NotFound` when the run has no such item."""
+        if item not in self.items:
+            raise NotFound(f"Run `{self.id}` has no item `{item}`{nearest(item, self.items)}")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class World:
         """On the bus, and read."""
         self.bus.publish(*messages)
         *_, last = (record for record in self.bus.replay([topic_of(messages[-1])]) if record)
-        self.kernel.reader.wait_for(last)
+        self.kernel.reader.wait_for(last.topic, last.partition, last.offset)
 
     def close_run(self, run: str, *ends: c.Message, status: str = "finished") -> None:
         """What the closer does once nothing of a run is on the belt."""

@@ -11,8 +11,7 @@ import pytest
 
 from services.datagen import files as module
 from services.datagen.files import Files, safe_name
-from understudy.errors import Fatal, Invalid
-from understudy.service.web import NotFound
+from understudy.errors import Fatal, Invalid, NotFound
 from understudy.store import keys
 from understudy.testing import local_store
 

@@ -16,10 +16,9 @@ from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
 from understudy.belt.contracts import ModelServed, RunDeleted
-from understudy.errors import Invalid
+from understudy.errors import Invalid, NotFound
 from understudy.plan import Plan
 from understudy.service.child import Child
-from understudy.service.web import NotFound
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.terms import Artifact
 

@@ -21,9 +21,10 @@ from services.inference.settings import InferenceSettings
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ServingRequested
 from understudy.embedded.ports import free_ports
+from understudy.errors import NotFound
 from understudy.service.doors import hot, passed_on
 from understudy.service.host import kernel
-from understudy.service.web import NotFound, add_errors, add_health
+from understudy.service.web import add_errors, add_health
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CHAT = "/v1/chat/completions"

@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from understudy.errors import Fatal, Invalid, Transient
-from understudy.service.web import NotFound, add_errors, add_health, page, page_of
+from understudy.errors import Fatal, Invalid, NotFound, Transient
+from understudy.service.web import add_errors, add_health, page, page_of
 
 
 def client(reason: str | None = None, error: Exception | None = None) -> TestClient:
