@@ -17,7 +17,7 @@ import httpx
 from httpx_sse import EventSource
 from pydantic import BaseModel
 
-from understudy.belt.folds.runs import RunState, RunSummary
+from understudy.belt.folds.views import RunState, RunSummary
 from understudy.errors import Invalid, NotFound, Transient
 from understudy.recipe import Recipe
 

@@ -18,8 +18,9 @@ from understudy.belt.bus import Bus
 from understudy.belt.bus.connect import connect
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.folds.runs import Runs, RunState, RunSummary
+from understudy.belt.folds.runs import Runs
 from understudy.belt.folds.served import Models
+from understudy.belt.folds.views import RunState, RunSummary
 from understudy.belt.history import told
 from understudy.errors import Invalid, NotFound
 from understudy.settings import Settings

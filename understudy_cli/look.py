@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from understudy.belt.folds.runs import OVER
+from understudy.belt.folds.views import OVER
 from understudy.errors import Invalid
 from understudy_cli.console import errors, output
 from understudy_cli.folder import Folder

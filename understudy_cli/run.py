@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from understudy.bases import resolve
-from understudy.belt.folds.runs import OVER, RunState
+from understudy.belt.folds.views import OVER, RunState
 from understudy.errors import Invalid, NotFound, disk_full
 from understudy.recipe import Recipe
 from understudy.settings import Settings

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.belt.contracts import Progress
-from understudy.belt.folds.runs import AT, OVER, ItemState, RunState, RunSummary
+from understudy.belt.folds.views import AT, OVER, ItemState, RunState, RunSummary
 from understudy.errors import NotFound
 from understudy.terms import STATIONS, Station
 from understudy_cli.client import Source, Unreachable

@@ -19,7 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.datagen.files import FileCard, Files, Purpose
 from services.datagen.runs import Desk
-from understudy.belt.folds.runs import RunState
+from understudy.belt.folds.views import RunState
 from understudy.errors import Invalid
 from understudy.recipe import MAX_RECIPE_BYTES
 from understudy.service.web import Limit, Order, page, page_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from services.datagen.pools import Pools, wanted
 from understudy import bases, plan, recipe
 from understudy.belt import history, requests
-from understudy.belt.folds.runs import OVER, RunState, RunSummary
+from understudy.belt.folds.views import OVER, RunState, RunSummary
 from understudy.errors import NotFound, Transient
 from understudy.hints import meant
 from understudy.service.host import Kernel

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from services.inference.fleet import Fleet
 from understudy.belt.bus import Record
 from understudy.belt.contracts import Message, RunDeleted, RunRequested
-from understudy.belt.folds.runs import AT, Runs, RunState
+from understudy.belt.folds.runs import Runs
+from understudy.belt.folds.views import AT, RunState
 from understudy.errors import Transient, UnderstudyError
 from understudy.interrupt import Interrupted, interruptible
 from understudy.store.plans import Plans

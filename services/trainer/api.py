@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from services.trainer.jobs import Jobs, Settings, Training
-from understudy.belt.folds.runs import Stage
+from understudy.belt.folds.views import Stage
 from understudy.errors import NotFound
 from understudy.service.web import page
 

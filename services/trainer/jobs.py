@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from understudy.belt.bus import Record
 from understudy.belt.contracts import ItemPlanned, Message
-from understudy.belt.folds.runs import ItemState, Runs, RunState
+from understudy.belt.folds.runs import Runs
+from understudy.belt.folds.views import ItemState, RunState
 from understudy.errors import Fatal, Transient, UnderstudyError
 from understudy.plan import Plan
 from understudy.service.web import no_such_place

@@ -17,7 +17,7 @@ import yaml
 from belt import UNDERSTUDY, small_recipe
 from compose_stack import ROOT, SERVICES, ComposeStack
 
-from understudy.belt.folds.runs import RunState
+from understudy.belt.folds.views import RunState
 from understudy.errors import UnderstudyError
 from understudy_cli.client import Gateway
 

@@ -19,7 +19,8 @@ from belt import UNDERSTUDY, Belt, small_recipe
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.folds.runs import Runs, RunState
+from understudy.belt.folds.runs import Runs
+from understudy.belt.folds.views import RunState
 from understudy.belt.topics import TABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -12,7 +12,7 @@ from belt import ROOT, UNDERSTUDY, Belt, small_recipe
 
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.folds.runs import OVER, RunState
+from understudy.belt.folds.views import OVER, RunState
 from understudy.embedded.stack import Stack
 from understudy.plan import Item, Plan, PlannedBase
 from understudy.recipe import Dataset, Panel, Rows, load

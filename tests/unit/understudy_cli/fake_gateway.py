@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from understudy.belt.contracts import Progress
-from understudy.belt.folds.runs import OVER, ItemState, RunState, RunSummary
+from understudy.belt.folds.views import OVER, ItemState, RunState, RunSummary
 from understudy.plan import PlannedBase, make
 from understudy.recipe import parse
 from understudy.terms import Artifact

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from understudy.belt.contracts import Progress
-from understudy.belt.folds.runs import ItemState, RunState, RunSummary
+from understudy.belt.folds.views import ItemState, RunState, RunSummary
 from understudy.errors import NotFound
 from understudy_cli import watch as module
 from understudy_cli.client import Unreachable

@@ -14,7 +14,8 @@ import pytest
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.folds.runs import Runs, RunState
+from understudy.belt.folds.runs import Runs
+from understudy.belt.folds.views import RunState
 from understudy.belt.requests import begin
 from understudy_cli import main
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from understudy.belt import contracts as c
 from understudy.belt import turns
 from understudy.belt.folds.control import Control
-from understudy.belt.folds.runs import OVER, Runs
+from understudy.belt.folds.runs import Runs
 from understudy.belt.folds.served import Models
+from understudy.belt.folds.views import OVER
 
 A = life.A
 ABOUT = {"run": "r"}
