@@ -22,10 +22,16 @@ from understudy.terms import Artifact
 def router(fleet: Fleet, store: ArtifactStore) -> APIRouter:
     """Inference's routes."""
     routes = APIRouter()
+    listed: tuple[object, Response] = (None, Response())
 
     @routes.get("/v1/models")
     def models() -> Response:
-        return _json({"object": "list", "data": [_card(model) for model in fleet.models()]})
+        nonlocal listed
+        version, response = listed
+        if version != (now := fleet.version()):
+            response = _json({"object": "list", "data": [_card(model) for model in fleet.models()]})
+            listed = now, response
+        return response
 
     @routes.get("/v1/models/{path:path}")
     def model(path: str) -> Response:

@@ -164,6 +164,10 @@ class Fleet:
                 cards[message.model] = Model(message.model, created, message.parent, message.adapter)
         return sorted(cards.values(), key=lambda card: (card.parent is not None, card.created, card.name))
 
+    def version(self) -> object:
+        """Another one whenever `models` may have changed."""
+        return self._models.version, tuple(self._bundled.items())
+
     def model(self, name: str) -> Model | None:
         """One of them."""
         if (created := self._bundled.get(name)) is not None:

@@ -6,6 +6,7 @@ nothing here knows any of them."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import threading
@@ -135,6 +136,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     threads = [threading.Thread(target=guarded(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
     reading = guarded(lambda: shared.reader.follow(stop))
     threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
+    threads.append(threading.Thread(target=_keep, args=(shared.reader, stop), name=f"{station}-keep", daemon=True))
     # uvicorn raises the signal that ended it once more, when it has shut down: by its default SIGTERM would end us there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -192,6 +194,14 @@ class _Forgetting:
     def read(self, message: Message, record: Record) -> None:
         if isinstance(message, RunDeleted) and self._reader.caught_up.is_set():
             scratch.forget(self._work, message.run)
+
+
+def _keep(reader: Reader, stop: threading.Event) -> None:
+    """What was read of the past stays: the garbage collector need not look at it again, which would hold up every request
+    for as long as tens of thousands of objects take."""
+    _until(reader.caught_up, stop)
+    gc.collect()
+    gc.freeze()
 
 
 def _until(event: threading.Event, stop: threading.Event) -> None:

@@ -31,8 +31,14 @@ class Models:
         self._of_run: defaultdict[str, set[str]] = defaultdict(set)
         self._deleted: dict[str, int] = {}
         self._gone: set[str] = set()
+        self.version = 0
+        """Grows with everything that is heard: what was made of the models before is still right while it stays."""
 
     def read(self, message: Message, record: Record) -> None:
+        self._read(message, record)
+        self.version += 1
+
+    def _read(self, message: Message, record: Record) -> None:
         if isinstance(message, ModelServed):
             self._of_run[message.run].add(message.model)
             if message.generation > self._deleted.get(message.run, 0):
