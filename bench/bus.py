@@ -22,7 +22,8 @@ from pathlib import Path
 from understudy.belt.bus import Bus
 from understudy.belt.bus.connect import connect
 from understudy.belt.contracts import Message, RunClosed, RunRequested
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.delivery import Lane
+from understudy.belt.loop import Loop
 from understudy.settings import Settings
 from understudy.terms import Artifact
 

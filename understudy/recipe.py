@@ -94,6 +94,7 @@ class Dataset(Section):
         return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
 
 
+BaseName = Annotated[str, Field(min_length=1, max_length=1000)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 Mix = Annotated[dict[str, Weight], Field(min_length=1)]
 
@@ -171,7 +172,7 @@ class Recipe(Section):
     """One run: data, variants, training, evaluation."""
 
     name: Name = "run"
-    base: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = "seedling"
+    base: BaseName | Annotated[tuple[BaseName, ...], Field(min_length=1, max_length=8)] = "seedling"
     """A folder, a name under the models folder, or a hub id with `@revision`; or several of them."""
     seed: int = Field(default=17, ge=0, lt=2**31)
     seeds: int = Field(default=1, ge=1, le=16)

@@ -10,7 +10,7 @@ from services.datagen.pools import Pools
 from services.datagen.runs import Desk
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Sources
-from understudy.belt.loop import Lane
+from understudy.belt.delivery import Lane
 from understudy.service.host import Kernel, Service
 
 SIDE_BY_SIDE = 4

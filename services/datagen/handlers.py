@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from services.datagen.build import Builder
 from services.datagen.pools import Pools, wanted
 from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
-from understudy.belt.loop import Handlers
+from understudy.belt.delivery import Handlers
 from understudy.errors import disk_full
 from understudy.plan import Plan
 from understudy.store import keys

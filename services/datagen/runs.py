@@ -74,8 +74,11 @@ class Desk:
     def delete(self, run: str) -> int:
         """Forget a run, also one that is not over; returns how many bytes of the store that freed. Raises `NotFound`."""
         self._caught_up()
-        state, runs = self.get(run), self.kernel.runs
-        freed = requests.delete(self.kernel.bus, self.kernel.store, run, state.generation)
+        runs, store = self.kernel.runs, self.kernel.store
+        if runs.get(run) is None and runs.deleted(run):  # perhaps the store was away when that was done
+            return store.delete_all(keys.run(run))
+        state = self.get(run)
+        freed = requests.delete(self.kernel.bus, store, run, state.generation)
         _until(lambda: runs.deleted(run) >= state.generation)
         return freed
 

@@ -28,9 +28,9 @@ from understudy.belt.contracts import (
     ServingRequested,
     TrainingRequested,
 )
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.histories import Histories
 from understudy.belt.folds.reader import Reader
-from understudy.belt.loop import Lane
 from understudy.belt.turns import Book
 from understudy.plan import Item, Plan
 from understudy.store.plans import Plans

@@ -6,6 +6,7 @@ Any number of starts gives the same scores: answers are taken up where an earlie
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from services.evaluator.predict import Asker, Questions, answered
 from services.evaluator.scoring import score
 from services.evaluator.stats import seed_of
 from understudy.belt.contracts import ItemScored, Message, Progress, ScoringRequested
-from understudy.belt.loop import Lane
+from understudy.belt.delivery import Lane
 from understudy.belt.scratch import forget, take_up
 from understudy.plan import Plan
 from understudy.records import Prediction, Score, Scores, write_json, write_jsonl
@@ -53,11 +54,12 @@ class Evaluator:
             scores: list[Score] = []
             failures: dict[str, int] = {}
             rows = 0
+            whose = hashlib.sha256(request.model.encode()).hexdigest()[:12]  # answers of another model are not taken up
             for panel in plan.panels:
-                asked = questionnaire(self.store, plan, panel, datasets)
-                yield from self._ask(request, plan, asked, work / f"{panel}.jsonl", rows)
+                asked, answers = questionnaire(self.store, plan, panel, datasets), work / f"{panel}.{whose}.jsonl"
+                yield from self._ask(request, plan, asked, answers, rows)
                 rows += len(asked.examples)
-                predictions = asked.label(answered(work / f"{panel}.jsonl", asked.examples))
+                predictions = asked.label(answered(answers, asked.examples))
                 write_jsonl(folder / f"predictions-{panel}.jsonl", predictions)
                 scores += _scores(request.item, plan, asked, predictions)
                 if asked.labels:

@@ -16,9 +16,9 @@ from services.evaluator.panels import card, questionnaire
 from services.evaluator.predict import TEMPERATURE
 from understudy.belt import turns
 from understudy.belt.contracts import ItemScored, Message, Progress, ReportRequested, RunClosed
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.loop import Lane
 from understudy.belt.scratch import forget
 from understudy.belt.topics import BY_NAME
 from understudy.belt.turns import Book, Ends

@@ -9,7 +9,7 @@ from services.inference.handlers import Inference
 from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
 from understudy.bases import resolve
-from understudy.belt.loop import Lane
+from understudy.belt.delivery import Lane
 from understudy.service.doors import passed_on
 from understudy.service.host import Kernel, Service
 

@@ -15,7 +15,7 @@ from services.inference.adapters import model_name
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
-from understudy.belt.loop import Handlers
+from understudy.belt.delivery import Handlers
 from understudy.errors import Invalid
 from understudy.interrupt import check
 from understudy.plan import Item, Plan

@@ -9,7 +9,7 @@ from services.trainer.handlers import Trainer
 from services.trainer.jobs import Jobs
 from services.trainer.launcher import ChildLauncher
 from services.trainer.settings import TrainerSettings
-from understudy.belt.loop import Lane
+from understudy.belt.delivery import Lane
 from understudy.service.host import Kernel, Service
 
 

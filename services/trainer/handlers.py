@@ -18,7 +18,7 @@ from services.trainer.launcher import Launcher
 from services.trainer.preflight import check_base, check_datasets
 from understudy.bases import as_planned
 from understudy.belt.contracts import Message, Progress, ServingRequested, TrainingRequested
-from understudy.belt.loop import Handlers
+from understudy.belt.delivery import Handlers
 from understudy.belt.scratch import forget, take_up
 from understudy.errors import Fatal, Invalid, Transient, UnderstudyError
 from understudy.interrupt import check

@@ -18,7 +18,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from understudy.errors import Fatal, Invalid
+from understudy.errors import Fatal, Invalid, Transient
 from understudy.interrupt import Interrupted, interruptible
 from understudy.store import artifacts, sweep
 from understudy.store import names as naming
@@ -133,6 +133,12 @@ class StoreContract:
 
     def test_an_empty_folder_is_an_artifact_too(self, store: FsspecArtifactStore, tmp_path: Path) -> None:
         assert contents(store.fetch(store.put("nothing", folder(tmp_path / "made")))) == {}
+
+    def test_a_folder_that_is_gone_is_no_empty_artifact(self, store: FsspecArtifactStore, tmp_path: Path) -> None:
+        """It would be found under its name for ever."""
+        with pytest.raises(Transient, match="nothing to store"):
+            store.put("runs/r/adapters/a", tmp_path / "removed meanwhile")
+        assert store.find("runs/r/adapters/a") is None
 
     def test_the_digest_is_of_the_content_and_nothing_else(self, url: str, tmp_path: Path) -> None:
         one, two = (FsspecArtifactStore(f"{url}/{name}", tmp_path / "cache") for name in ("one", "two"))

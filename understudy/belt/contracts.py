@@ -25,7 +25,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 def cut(text: str, characters: int = LONGEST_REASON) -> str:
     """The beginning of `text`, with a sign where something is missing; at most three times as many bytes of JSON."""
-    text = _CONTROL.sub(" ", text)
+    text = _CONTROL.sub(" ", text.encode(errors="replace").decode())  # a lone surrogate has no place in UTF-8
     short = text[:characters]
     while len(json.dumps(short, ensure_ascii=False).encode()) > 3 * characters:
         short = short[: len(short) * 9 // 10]

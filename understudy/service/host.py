@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import os
 import signal
 import sys
 import threading
@@ -23,17 +25,17 @@ from understudy.belt import scratch
 from understudy.belt.bus import Bus, Record
 from understudy.belt.bus.connect import connect
 from understudy.belt.contracts import Message, RunDeleted
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
 from understudy.belt.folds.served import Models
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.belt.telemetry import Lag
 from understudy.errors import FATAL_EXIT, Fatal, UnderstudyError
 from understudy.service.log import configure
 from understudy.service.web import add_errors, add_health
 from understudy.settings import Settings
-from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.store.plans import Plans
 from understudy.terms import Station
@@ -92,7 +94,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         sys.exit(_last_words(station, error))
 
     work = settings.work(station)
-    shared.reader.add(_Forgetting(shared.reader, work))
+    shared.reader.add(_Forgetting(shared, work))
     loops = [
         Loop(
             bus,
@@ -136,7 +138,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     threads = [threading.Thread(target=guarded(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
     reading = guarded(lambda: shared.reader.follow(stop))
     threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
-    threads.append(threading.Thread(target=_keep, args=(shared.reader, stop), name=f"{station}-keep", daemon=True))
+    threads.append(threading.Thread(target=_keep, args=(shared, stop), name=f"{station}-keep", daemon=True))
     # uvicorn raises the signal that ended it once more, when it has shut down: by its default SIGTERM would end us there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -157,8 +159,9 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
             if thread.ident:
                 thread.join(timeout=10)
         bus.close()
-    if fatal:
-        sys.exit(_last_words(station, fatal[0]))
+    code = _last_words(station, fatal[0]) if fatal else 0
+    logging.shutdown()
+    os._exit(code)  # a handler that hangs in a call of some library would keep the process for ever
 
 
 def _app(station: Station, service: Service, reader: Reader, stop: threading.Event) -> FastAPI:
@@ -177,10 +180,13 @@ def _app(station: Station, service: Service, reader: Reader, stop: threading.Eve
 
 
 def _forget(kernel: Kernel, work: Path, run: str) -> None:
-    """What a station left of a run that was deleted while it worked, in the store too; not if the run was asked for again."""
-    scratch.forget(work, run)
+    """Remove the unfinished work on a run that was deleted, unless it was asked for again: then it may be the new one's.
+
+    What a station may just have stored of it stays until the next sweep (`store/sweep.py`): here nobody knows whether the
+    run's names are still the old ones.
+    """
     if kernel.runs.get(run) is None:
-        kernel.store.delete_all(keys.run(run))
+        scratch.forget(work, run)
 
 
 class _Forgetting:
@@ -188,18 +194,23 @@ class _Forgetting:
 
     topics = ("run-control",)
 
-    def __init__(self, reader: Reader, work: Path) -> None:
-        self._reader, self._work = reader, work
+    def __init__(self, kernel: Kernel, work: Path) -> None:
+        self._kernel, self._work = kernel, work
+        self._heard: dict[str, int] = {}
+        """Run -> offset of what was heard of it: a reader that begins anew reads all again."""
 
     def read(self, message: Message, record: Record) -> None:
-        if isinstance(message, RunDeleted) and self._reader.caught_up.is_set():
-            scratch.forget(self._work, message.run)
+        if isinstance(message, RunDeleted) and record.offset > self._heard.get(message.run, -1):
+            self._heard[message.run] = record.offset
+            if self._kernel.reader.caught_up.is_set():
+                _forget(self._kernel, self._work, message.run)
 
 
-def _keep(reader: Reader, stop: threading.Event) -> None:
+def _keep(kernel: Kernel, stop: threading.Event) -> None:
     """What was read of the past stays: the garbage collector need not look at it again, which would hold up every request
     for as long as tens of thousands of objects take."""
-    _until(reader.caught_up, stop)
+    _until(kernel.reader.caught_up, stop)
+    kernel.runs.open()  # looks at every run once
     gc.collect()
     gc.freeze()
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from understudy.errors import Invalid, UnderstudyError
+from understudy.errors import Invalid, Transient, UnderstudyError
 from understudy.interrupt import check, held
 from understudy.store.folder import Folder, digest, discard, flush
 from understudy.store.names import Names, blob, manifest, named_by, ref
@@ -236,6 +236,8 @@ class FsspecArtifactStore:
             sha, size = digest(file), file.stat().st_size
             files[file.relative_to(folder).as_posix()] = {"sha256": sha, "bytes": size}
             parts[blob(sha)] = _Part(size, self._uploading(file, blob(sha), linked))
+        if not folder.is_dir():  # somebody tidied up under us: an empty artifact would be found for ever
+            raise Transient(f"There is nothing to store in {folder}", "Was it removed meanwhile?")
         listed = json.dumps(files, sort_keys=True, indent=1).encode()
         artifact = Artifact(sha256=hashlib.sha256(listed).hexdigest())
         parts[manifest(artifact)] = _Part(len(listed), lambda: self.place.write(manifest(artifact), listed))

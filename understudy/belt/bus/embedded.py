@@ -198,7 +198,7 @@ class EmbeddedBus:
         if connection is None:
             # Autocommit, so that transactions are where the code says; closed from another thread.
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode = WAL")
+            _to_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             with self._guard:
                 # Those of threads that ended, else a process with many short threads runs out of descriptors.
@@ -256,7 +256,8 @@ class EmbeddedSubscription:
         self._topics = tuple(topics)
         self._member = member
         self._incarnation = secrets.token_hex(8)
-        self._hand: dict[tuple[str, int], int] = {}
+        self._hand: dict[tuple[str, int], Record] = {}
+        """As they were handed out: one that is taken again is another one."""
         """Partition -> offset of the record in hand."""
         self._declined: dict[tuple[str, int], int] = {}
         """Partition -> offset of its next record, when this member cannot do that."""
@@ -293,7 +294,7 @@ class EmbeddedSubscription:
         self._hand = {place: self._hand[place] for place in ours if place in self._hand}
 
     def holds(self, record: Record) -> bool:
-        return self._hand.get((record.topic, record.partition)) == record.offset
+        return self._hand.get((record.topic, record.partition)) is record
 
     def furthest(self, record: Record, mark: int) -> None:
         further = "deliveries = CASE WHEN furthest < ? THEN 0 ELSE deliveries END, furthest = MAX(furthest, ?)"
@@ -351,8 +352,9 @@ class EmbeddedSubscription:
             )
         if not self._hand:
             self._renewed = now
-        self._hand[topic, partition] = offset
-        return Record(topic, partition, offset, at, value, deliveries + 1, furthest)
+        record = Record(topic, partition, offset, at, value, deliveries + 1, furthest)
+        self._hand[topic, partition] = record
+        return record
 
     def _candidate(self, db: sqlite3.Connection, now: float) -> tuple[str, int, int, float, bytes, int, int] | None:
         marks = ",".join("?" * len(self._topics))
@@ -382,3 +384,15 @@ class EmbeddedSubscription:
             (*parameters, self._group, record.topic, record.partition, self._incarnation),
         )
         return done.rowcount == 1
+
+
+def _to_wal(connection: sqlite3.Connection, tries: int = 100) -> None:
+    """Of several processes that open a new file at once one sets this; SQLite lets the others wait for nothing."""
+    for left in reversed(range(tries)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not left or "locked" not in str(error):
+                raise
+            time.sleep(0.05)

@@ -68,6 +68,8 @@ class _InHand:
     deliveries: int
     """Since it last got further, this one included."""
     furthest: int
+    record: Record | None = None
+    """As it was handed out: taken again it is another one, and whoever has the first has lost it."""
     since: float = field(default_factory=time.monotonic)
 
     def said(self, deliveries: int) -> OffsetAndMetadata:
@@ -149,7 +151,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def holds(self, record: Record) -> bool:
         hand = self._hand.get(self._partition(record))
-        return hand is not None and hand.raw.offset == record.offset and not self._replaced
+        return hand is not None and hand.record is record and not self._replaced
 
     def furthest(self, record: Record, mark: int) -> None:
         if self.holds(record) and mark > (hand := self._hand[self._partition(record)]).furthest:
@@ -269,7 +271,8 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         except BaseException:
             self._put_back(partition)
             raise
-        return self._bus.incoming(raw, hand.deliveries, furthest)
+        hand.record = self._bus.incoming(raw, hand.deliveries, furthest)
+        return hand.record
 
     def _put_back(self, partition: TopicPartition) -> None:
         if hand := self._hand.pop(partition, None):

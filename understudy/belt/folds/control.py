@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from understudy.belt.bus import Record
-from understudy.belt.contracts import Message, OfItem
+from understudy.belt.contracts import Message, OfItem, RunDeleted
 from understudy.belt.turns import Book, apply
 
 Verdict = Literal["cancelled", "deleted"]
@@ -40,7 +40,7 @@ class Control:
     def verdict(self, message: Message) -> Verdict | None:
         """Why `message` is no longer wanted; None when it is."""
         book = self._books.get(message.run)
-        if book is None:
+        if book is None or isinstance(message, RunDeleted):  # that a run is deleted, somebody has to hear
             return None
         if message.generation <= book.deleted:
             return "deleted"

@@ -181,7 +181,9 @@ class View:
     def _tried_again(self, name: str) -> bool:
         """Whether an item that failed is on the belt once more."""
         end, move = self._book.end_of(name), self._run.moves.get(name)
-        return isinstance(end, ItemFailed) and move is not None and (move.generation, move.attempt) > order(end)
+        if not isinstance(end, ItemFailed) or move is None or self._book.cancels(name, move.generation):
+            return False
+        return (move.generation, move.attempt) > order(end)
 
     def _begun(self) -> bool:
         generation = self._request.generation

@@ -30,9 +30,10 @@ from services.datagen.sources import Sources
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import DatasetsMade, Progress, RunRequested, decode
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.errors import Invalid, Transient
 from understudy.plan import Plan, PlannedBase, make
 from understudy.recipe import Generator, parse

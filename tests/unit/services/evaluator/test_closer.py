@@ -349,3 +349,21 @@ def test_two_replicas_give_each_turn_once(
     for r in runs:
         assert Counter(r.riding()) == Counter(NAMES)
         assert [report.status for report in r.reports()] == ["finished"]
+
+
+@pytest.mark.usefixtures("closer")
+def test_a_deletion_that_is_heard_after_the_next_generation_began_opens_what_it_forgot(
+    run: Callable[[str], Run], bus: EmbeddedBus
+) -> None:
+    """Two doors, one of them late: what came through before is forgotten, and has its turn again."""
+    r = run("r")
+    r.made()
+    r.scored("base")
+    r.cancel()
+    r.made(generation=2)
+    r.settle()
+    before = r.riding(generation=2)
+    assert "base" not in before
+    bus.publish(RunDeleted(run="r"))
+    r.settle()
+    assert "base" in r.riding(generation=2)

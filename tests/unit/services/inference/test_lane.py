@@ -28,8 +28,9 @@ from understudy.belt.contracts import (
     ServingRequested,
     decode,
 )
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.reader import Reader
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.plan import Plan
 from understudy.terms import Artifact
 

@@ -25,10 +25,11 @@ from services.trainer.job import JobFolder, Step
 from understudy.bases import planned
 from understudy.belt import contracts as c
 from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.plan import Item, make
 from understudy.recipe import parse
 from understudy.store.plans import Plans, put_datasets, put_plan

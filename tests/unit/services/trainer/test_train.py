@@ -22,9 +22,10 @@ from services.trainer.train import exit_code, make_portable
 from understudy.bases import planned
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import CancelRequested, Progress, ServingRequested, TrainingRequested, decode
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.errors import Invalid
 from understudy.plan import make
 from understudy.recipe import parse

@@ -122,6 +122,12 @@ def test_no_reason_makes_a_message_too_large(text: str) -> None:
     assert c.ItemFailed(run="r", item="i", station="trainer", reason="short").reason == "short"
 
 
+def test_a_reason_that_is_no_text_is_made_one() -> None:
+    """An error may quote a file name that is not UTF-8; it must not end the loop that buries a message with it."""
+    message = c.DeadLetter(run="r", topic="t", station="trainer", reason="no file \udcff", attempts=1, value="{}")
+    assert c.decode(c.encode(message)).reason == "no file ?"
+
+
 def test_items_of_a_run_go_to_partitions_in_turn_and_its_control_messages_to_one() -> None:
     requests = [c.TrainingRequested(**{**BELT, "item": f"i{n}", "index": n}) for n in range(12)]
     assert sorted(request.place(12) for request in requests) == list(range(12))

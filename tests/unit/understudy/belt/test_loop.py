@@ -13,9 +13,10 @@ import pytest
 from understudy.belt import contracts as c
 from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.errors import Fatal, Invalid, Transient
 from understudy.interrupt import check
 
@@ -486,3 +487,116 @@ def test_no_message_is_taken_before_the_fold_has_caught_up(bus: EmbeddedBus) -> 
         assert not did
         gate.set()
         until(lambda: did)
+
+
+def test_who_has_seen_several_processes_die_works_alone_and_takes_no_others_with_it(bus: EmbeddedBus) -> None:
+    """Eight messages side by side, one of them ends the process: the others are not buried with it."""
+    at_work: list[set[str]] = []
+    now: set[str] = set()
+
+    def handler(message: c.TrainingRequested) -> Iterator[c.Message]:
+        now.add(message.item)
+        at_work.append(set(now))
+        time.sleep(0.05)
+        now.discard(message.item)
+        yield c.ItemScored(run="r", item=message.item, scores=A)
+
+    bus.publish(*(item("r", n) for n in range(4)))
+    for _ in range(4):  # processes that took them all, and died
+        dead = bus.subscribe("trainer", ["training-requested"], "trainer-0")
+        while dead.poll(0):
+            pass
+    bus.publish(*(item("r", n) for n in range(4, 8)))
+    with Running(bus, Lane("trainer", {c.TrainingRequested: handler}, width=4)):
+        until(lambda: len(messages(bus, "run-control")) == 8)
+    suspects = {f"i{n}" for n in range(4)}
+    assert all(len(together) == 1 for together in at_work if together & suspects)
+    assert any(len(together) > 1 for together in at_work)
+    assert not messages(bus, "dead-letters")
+
+
+def test_a_patient_lane_takes_nothing_for_poison(bus: EmbeddedBus) -> None:
+    bus.publish(REQUEST)
+    for _ in range(4):
+        kill(bus)
+    with Running(bus, Lane("datagen", {c.RunRequested: lambda _: iter([DONE])}, patient=True), deliveries=3):
+        until(lambda: messages(bus, "run-closed"))
+    assert not messages(bus, "dead-letters")
+
+
+def test_what_was_lost_and_came_back_waits_until_the_first_work_on_it_has_ended(bus: EmbeddedBus) -> None:
+    """A process that was frozen for longer than its session: two workers on one unit of work would spoil it."""
+    at_once: list[int] = []
+    working: list[int] = []
+    release = threading.Event()
+
+    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+        working.append(1)
+        at_once.append(len(working))
+        try:
+            while not release.is_set():
+                time.sleep(0.02)
+                yield c.Progress(run="r", station="datagen", step="x")
+        finally:
+            time.sleep(0.3)  # ending takes a moment
+            working.pop()
+        yield DONE
+
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler}, width=3)) as running:
+        until(lambda: working)
+        with bus._transaction() as db:  # as others would do when our session ends
+            db.execute("UPDATE positions SET member = NULL, incarnation = NULL, renewed = NULL, expires = NULL")
+        until(lambda: len(at_once) == 2)
+        release.set()
+        until(lambda: messages(bus, "run-closed"))
+        assert running.loop
+    assert at_once == [1, 1]
+
+
+def test_a_bus_that_is_away_when_we_join_is_waited_for(bus: EmbeddedBus) -> None:
+    subscribe, failures = bus.subscribe, iter([Transient("away"), Transient("away")])
+
+    def late(*arguments: Any) -> Any:
+        if error := next(failures, None):
+            raise error
+        return subscribe(*arguments)
+
+    bus.subscribe = late  # type: ignore[method-assign]
+    bus.publish(REQUEST)
+    run(bus, lambda _: iter([DONE]), lambda: messages(bus, "run-closed"))
+
+
+def test_progress_that_nobody_takes_holds_up_no_work_and_figures_are_numbers(bus: EmbeddedBus) -> None:
+    publish = bus.publish
+
+    def slow(*sent: c.Message) -> None:
+        if isinstance(sent[0], c.Progress):
+            time.sleep(1)
+        publish(*sent)
+
+    bus.publish(REQUEST)
+    bus.publish = slow  # type: ignore[method-assign]
+
+    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+        for done in range(50):
+            yield c.Progress(run="r", station="datagen", step="x", done=done, figures={"loss": float("nan"), "eta": 1})
+        yield DONE
+
+    began = time.monotonic()
+    with Running(bus, Lane("datagen", {c.RunRequested: handler})):
+        until(lambda: messages(bus, "run-closed"))
+        assert time.monotonic() - began < 4
+        until(lambda: [(word.done, word.figures) for word in messages(bus, "progress")] == [(49, {"eta": 1})])
+
+
+def test_that_a_run_is_deleted_is_heard_by_whoever_must_know(bus: EmbeddedBus) -> None:
+    heard: list[str] = []
+
+    def handler(message: c.RunDeleted) -> Iterator[c.Message]:
+        heard.append(message.run)
+        yield from ()
+
+    bus.publish(c.RunDeleted(run="r"))
+    with Running(bus, Lane("closer", {c.RunDeleted: handler}, obeys=("deleted",))):
+        until(lambda: heard)

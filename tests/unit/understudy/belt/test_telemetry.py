@@ -14,7 +14,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from understudy.belt import contracts as c
 from understudy.belt import telemetry as metrics
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.delivery import Lane
+from understudy.belt.loop import Loop
 from understudy.belt.telemetry import Lag
 from understudy.errors import Invalid, Transient
 

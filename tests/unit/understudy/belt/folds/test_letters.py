@@ -14,8 +14,9 @@ import pytest
 from understudy.belt import contracts as c
 from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.delivery import Lane
 from understudy.belt.folds.letters import Letters
-from understudy.belt.loop import Lane, Loop
+from understudy.belt.loop import Loop
 from understudy.belt.topics import BY_MESSAGE
 from understudy.errors import Invalid
 from understudy_cli import main

@@ -131,6 +131,17 @@ def test_a_second_try_is_under_way_until_a_report_knows_of_it() -> None:
     ]
 
 
+@pytest.mark.parametrize("replayed_first", [True, False])
+def test_a_second_try_that_is_cancelled_leaves_the_run_cancelled(replayed_first: bool) -> None:
+    """Its message is committed without a word, so nothing else will come."""
+    story = [*PLANNED, REQUEST, MADE, BASE_SCORED, TRAIN]
+    story += [c.ItemFailed(run="r", item="v", station="trainer", reason="no base")]
+    both: list[c.Message] = [TRAIN.again(), c.CancelRequested(run="r")]
+    story += both if replayed_first else both[::-1]
+    story.append(closing(story, "cancelled"))
+    assert state(story).status == "cancelled"
+
+
 def test_a_run_whose_request_died_is_failed_and_runs_again_when_it_is_replayed() -> None:
     """datagen could not make the data."""
     died = c.RunClosed(run="r", status="failed", station="datagen", reason="no table")
