@@ -88,7 +88,7 @@ class Deliveries:
         """One record to its end, or let go for redelivery."""
         with self.meter.in_hand(record):
             try:
-                return (yield from self._attempts(record))
+                return (yield from self._to_its_end(record))
             except Fenced:
                 log.warning("went to another member; dropping this delivery", extra=_context(record))
                 return "fenced"
@@ -102,49 +102,55 @@ class Deliveries:
                     self.subscription.decline(record)
                 return "declined"
 
-    def _attempts(self, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
-        attempt, begun = 1, False
-        message: Message | None = None
+    def _to_its_end(self, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
+        try:
+            message = decode(record.value)
+        except Invalid as error:
+            return (yield from self._bury(record, None, str(error), 1))
+        try:
+            return (yield from self._attempts(message, record))
+        except Unwanted as verdict:
+            log.info("%s: no longer wanted (%s)", message.key, verdict)
+            if str(verdict) == "deleted":
+                yield from self._forgotten(message.run)
+            return (yield from self._commit(record, [], "unwanted"))
+
+    def _attempts(self, message: Message, record: Record) -> Generator[Future[Any] | None, None, Outcome]:
+        attempt = 1
         while True:
+            self._check_wanted(message)
+            self._check_needs(message)
             try:
-                message = decode(record.value)
-                self._check_wanted(message)
-                self._check_needs(message)
                 if record.delivery > self.deliveries and not self.lane.patient:
                     raise Invalid(
                         f"Handed out {record.delivery} times without a step forward: it seems to end the process that handles it"
                     )
-                handler, begun = self.lane.handlers.get(type(message)), True
+                handler = self.lane.handlers.get(type(message))
                 outputs = (yield from self._handle(handler, message, record)) if handler else []
-                yield from self._commit(record, outputs)
-                return "done"
-            except (Stopped, Fatal, Fenced, Unsupported):
+                return (yield from self._commit(record, outputs, "done"))
+            except (Stopped, Fatal, Fenced, Unsupported, Unwanted):
                 raise
-            except Unwanted as verdict:
-                log.info("%s: no longer wanted (%s)", getattr(message, "key", "?"), verdict)
-                if message and str(verdict) == "deleted" and (begun or record.delivery > 1):
-                    forgetting = self.workers.submit(self.forget, message.run)
-                    while not forgetting.done():
-                        yield forgetting
-                    if error := forgetting.exception():
-                        log.warning("what %s left was not removed: %s", message.run, error)
-                yield from self._commit(record, [])
-                return "unwanted"
             except Invalid as error:
-                yield from self._bury(record, message, str(error), attempt)
-                return "dead_letter"
+                return (yield from self._bury(record, message, str(error), attempt))
             except Exception as error:
                 if not isinstance(error, Transient):
                     log.exception("handler failed unexpectedly", extra=_context(record))
+                elif self.lane.patient:
+                    log.warning("%s", error)
                 for_ever = self.lane.patient and isinstance(error, Transient)
                 if attempt >= self.attempts and not for_ever:
-                    yield from self._bury(record, message, _last_words(error, attempt), attempt)
-                    return "dead_letter"
-                if for_ever:
-                    log.warning("%s", error)
-                self.meter.ended(record, "retry")
-                yield from self._pause(min(30.0, self.backoff * 2 ** min(attempt - 1, 10)), message, record)
-                attempt += 1
+                    return (yield from self._bury(record, message, _last_words(error, attempt), attempt))
+            self.meter.ended(record, "retry")
+            yield from self._pause(min(30.0, self.backoff * 2 ** min(attempt - 1, 10)), message, record)
+            attempt += 1
+
+    def _forgotten(self, run: str) -> Generator[Future[Any], None, None]:
+        """What a deleted run left is removed, in a worker: that may take its time."""
+        forgetting = self.workers.submit(self.forget, run)
+        while not forgetting.done():
+            yield forgetting
+        if error := forgetting.exception():
+            log.warning("what %s left was not removed: %s", run, error)
 
     def _handle(
         self, handler: Handler, message: Message, record: Record
@@ -220,19 +226,21 @@ class Deliveries:
             self.tell(Progress.answering(message, station=self.station, step=step))
             raise Unsupported(f"Item `{message.item}` of {message.run} needs {what}", "Upgrade this replica.")
 
-    def _commit(self, record: Record, outputs: Sequence[Message]) -> Generator[None, None, None]:
-        """Once the work is done, a bus that is away is waited for: the outputs are in hand."""
+    def _commit(self, record: Record, outputs: Sequence[Message], outcome: Outcome) -> Generator[None, None, Outcome]:
+        """Once the work is done, a bus that is away is waited for: the outputs are in hand. Gives `outcome`."""
         seconds = self.backoff
         while True:
             try:
                 self.subscription.commit(record, outputs)
-                return
+                return outcome
             except Transient as error:
                 log.warning("%s", error)
                 yield from self._pause(seconds, None, record)
                 seconds = min(30.0, 2 * seconds)
 
-    def _bury(self, record: Record, message: Message | None, reason: str, attempts: int) -> Generator[None, None, None]:
+    def _bury(
+        self, record: Record, message: Message | None, reason: str, attempts: int
+    ) -> Generator[None, None, Outcome]:
         """Dead letter and failure fact in one step with the commit: if they cannot be written, nothing is committed."""
         log.error("dead letter: %s", reason, extra=_context(record))
         outputs: list[Message] = [
@@ -249,7 +257,7 @@ class Deliveries:
         ]
         if message:
             outputs.append(failure(message, self.station, reason))
-        yield from self._commit(record, outputs)
+        return (yield from self._commit(record, outputs, "dead_letter"))
 
     def _pause(self, seconds: float, message: Message | None, record: Record) -> Generator[None, None, None]:
         until = time.monotonic() + seconds

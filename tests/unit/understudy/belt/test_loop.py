@@ -316,6 +316,28 @@ def test_a_cancelled_message_that_waits_is_never_begun_and_the_next_generation_i
     assert seen == [2]
 
 
+@pytest.mark.parametrize("wish", [c.CancelRequested(run="r"), c.RunDeleted(run="r")], ids=["cancel", "delete"])
+def test_cancelled_between_two_tries_it_is_let_be_and_the_loop_goes_on(bus: EmbeddedBus, wish: c.Message) -> None:
+    """The endpoint does not answer, so somebody cancels: other runs in this lane must not notice."""
+    tried = threading.Event()
+
+    def handler(message: c.RunRequested) -> Iterator[c.Message]:
+        if message.run == "r":
+            tried.set()
+            raise Transient("nobody answers")
+        yield DONE.model_copy(update={"run": message.run})
+
+    bus.publish(REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler}), backoff=30) as running:
+        assert tried.wait(5)
+        bus.publish(wish)
+        until(lambda: bus.lag("datagen") == {"run-requested": 0}, 5)
+        bus.publish(c.RunRequested(run="s", plan=A, name="s", items=1))
+        until(lambda: [m.run for m in messages(bus, "run-closed")] == ["s"], 5)
+        assert not running.error
+    assert not messages(bus, "dead-letters")
+
+
 def test_a_blocking_call_hears_that_it_is_cancelled(bus: EmbeddedBus) -> None:
     """As a transfer to a store does, between two pieces."""
     began, heard = threading.Event(), threading.Event()
