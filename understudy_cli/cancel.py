@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from understudy.belt.folds.views import AT, OVER, RunState
+from understudy.belt.folds.run import AT
+from understudy.belt.folds.views import OVER, RunState
 from understudy_cli.console import output
 from understudy_cli.folder import Folder
 from understudy_cli.options import DataOption, ItemArgument, RunArgument, ServerOption

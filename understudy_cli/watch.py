@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.belt.contracts import Progress
-from understudy.belt.folds.views import AT, OVER, ItemState, RunState, RunSummary
+from understudy.belt.folds.run import AT
+from understudy.belt.folds.views import OVER, ItemState, RunState, RunSummary
 from understudy.errors import NotFound
 from understudy.terms import STATIONS, Station
-from understudy_cli.client import Source, Unreachable
+from understudy_cli.client import Deleted, Source, Unreachable
 
 EVERY = 0.3
 PATIENCE = 60.0
@@ -43,8 +44,8 @@ def watch(
 ) -> RunState:
     """Show the run, known as `state` so far, until it is over; returns its last state.
 
-    `check` raises when there is no point in waiting on. Raises `Unreachable` or `NotFound` when that is all we hear for
-    `patience` seconds: a gateway that was restarted knows nothing until it has read the log.
+    `check` raises when there is no point in waiting on. Raises `Deleted` as soon as the run is, and `Unreachable` or
+    `NotFound` when that is all we hear for `patience` seconds: a gateway may be restarted.
     """
     started = heard = time.monotonic()
     silent = False
@@ -57,6 +58,8 @@ def watch(
             check()
             try:
                 state, silent, heard = source.run(state.id), False, time.monotonic()
+            except Deleted:
+                raise
             except (Unreachable, NotFound):
                 if time.monotonic() - heard > patience:
                     raise

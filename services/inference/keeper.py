@@ -2,7 +2,8 @@
 event loop.
 
 It looks at the runs that are open and starts the engines of their bases, so that these come up while datagen and trainer
-work; not more than `most` of them, because each takes memory. A base that cannot be used is only logged: its items will
+work; not more than `most` of them, because each takes memory. Of those that do not come up it says which are needed no
+more. A base that cannot be used is only logged: its items will
 say so when they come. Decides nothing about models (`fleet.py` does).
 """
 
@@ -16,8 +17,9 @@ from collections.abc import Callable
 from services.inference.fleet import Fleet
 from understudy.belt.bus import Record
 from understudy.belt.contracts import Message, RunDeleted, RunRequested
+from understudy.belt.folds.run import AT
 from understudy.belt.folds.runs import Runs
-from understudy.belt.folds.views import AT, RunState
+from understudy.belt.folds.views import RunState
 from understudy.errors import Transient, UnderstudyError
 from understudy.interrupt import Interrupted, interruptible
 from understudy.store.plans import Plans
@@ -57,9 +59,10 @@ class Keeper:
         if self._thread.ident:
             self._thread.join()
 
-    def warm(self) -> None:
-        """Start the engines that open runs will need, those of the oldest run first."""
+    def look(self) -> None:
+        """Let go of failing engines that no open run needs; start those that open runs will, of the oldest run first."""
         runs = sorted(self._runs.open(), key=lambda run: (run.created_at, run.id))
+        self._fleet.let_go(set().union(*map(_needed, runs)))
         self._warmed &= {(run.id, run.generation) for run in runs}
         for run in runs:
             if (run.id, run.generation) not in self._warmed and self._warm_for(run):
@@ -67,7 +70,7 @@ class Keeper:
 
     def _warm_for(self, run: RunState) -> bool:
         """Whether the run needs no more warming."""
-        needed = {item.base for item in run.items.values() if item.stage in AT}
+        needed = _needed(run)
         if not needed & self._fleet.bases() and len(self._fleet.bases()) >= self._most:
             return False
         try:
@@ -96,8 +99,13 @@ class Keeper:
                     self._fleet.settle()
                     if self._caught_up() and time.monotonic() - self._looked >= PAUSE:
                         self._looked = time.monotonic()
-                        self.warm()
+                        self.look()
                 except Interrupted:
                     return
                 except Exception:
                     log.exception("the keeper goes on")
+
+
+def _needed(run: RunState) -> set[str]:
+    """Names of the bases that have items which are not over."""
+    return {item.base for item in run.items.values() if item.stage in AT}

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from services.trainer.jobs import Jobs, Settings, Training
-from understudy.belt.folds.views import Stage
+from services.trainer.tunings import Settings, Training, Tunings
+from understudy.belt.folds.run import Stage
 from understudy.errors import NotFound
 from understudy.service.web import page
 
@@ -27,23 +27,23 @@ STATUS: dict[Stage, str] = {
 }
 
 
-def router(jobs: Jobs) -> APIRouter:
+def router(tunings: Tunings) -> APIRouter:
     """The trainer's routes."""
     routes = APIRouter(prefix="/v1/fine_tuning/jobs")
 
     @routes.get("")
     def newest_first(after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> dict[str, Any]:
-        found = list(islice(jobs.newest_first(after), limit + 1))
-        return page([_job(training, jobs.settings(training)) for training in found[:limit]], len(found) > limit)
+        found = list(islice(tunings.newest_first(after), limit + 1))
+        return page([_job(training, tunings.settings(training)) for training in found[:limit]], len(found) > limit)
 
     @routes.get("/{job_id}")
     def one(job_id: str) -> dict[str, Any]:
-        training = jobs.get(job_id)
+        training = tunings.get(job_id)
         if training is None:
             raise NotFound(
                 f"There is no fine-tuning job `{job_id}`", "GET /v1/fine_tuning/jobs lists those that exist."
             )
-        return _job(training, jobs.settings(training))
+        return _job(training, tunings.settings(training))
 
     return routes
 

@@ -2,6 +2,7 @@
 
     lines(records, run)                  # pure
     told(bus, store, run, item)          # the same, read from a bus and a store
+    latest_logs(store, run)              # where it is stored what each training said
 
 Times are UTC. What a newer version wrote is passed over. Does not print and does not know HTTP.
 """
@@ -28,17 +29,22 @@ MOST_LOGS = 20
 def told(bus: Bus, store: ArtifactStore, run: str, item: str | None = None) -> list[str]:
     """The whole story of a run, or of one of its items; reads every topic but progress from the start."""
     story = lines((record for record in bus.replay(TOPICS) if record), run, item)
-    logs = [key for key in store.keys(keys.training_logs(run)) if item in (None, key.rpartition("/")[2])]
-    for key in logs[:MOST_LOGS]:
+    logs = [(name, key) for name, key in latest_logs(store, run).items() if item in (None, name)]
+    for name, key in logs[:MOST_LOGS]:
         artifact = store.find(key)
         said = (
             [file.read_text(errors="replace") for file in sorted(store.fetch(artifact).iterdir())] if artifact else []
         )
-        story += ["", f"--- the end of what the training of {key.rpartition('/')[2]} said"]
+        story += ["", f"--- the end of what the training of {name} said"]
         story += "\n".join(said).splitlines()[-LOG_LINES:]
     if len(logs) > MOST_LOGS:
         story += ["", f"--- {len(logs) - MOST_LOGS} more trainings have a log: ask for one item"]
     return story
+
+
+def latest_logs(store: ArtifactStore, run: str) -> dict[str, str]:
+    """Item -> key of what its training said when it last ended."""
+    return {keys.item_of_log(key): key for key in store.keys(keys.training_logs(run))}  # sorted: the last one stays
 
 
 def lines(records: Iterable[Record], run: str, item: str | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -40,6 +41,9 @@ def everywhere(work: Path, *unit: str) -> list[Path]:
 
 
 def forget(work: Path, *unit: str) -> None:
-    """Remove `unit`, once it is finished, wherever it lies."""
+    """Remove `unit`, once it is finished, wherever it lies, and what it was part of when that has nothing else in it."""
     for path in everywhere(work, *unit):
         shutil.rmtree(path, ignore_errors=True)
+        for part_of in list(path.parents)[: len(unit) - 1]:
+            with suppress(OSError):  # there is something in it, or nothing was there
+                part_of.rmdir()

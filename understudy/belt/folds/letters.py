@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from understudy.belt.bus import Record
-from understudy.belt.contracts import DeadLetter, Message, RunDeleted, decode, encode
-from understudy.belt.topics import TABLE
+from understudy.belt.contracts import DeadLetter, Message, decode, encode
+from understudy.belt.folds.control import Control
+from understudy.belt.topics import BY_NAME, TABLE
 from understudy.errors import Invalid, Unsupported
 
 TOPIC = "dead-letters"
 TAKEN = tuple(topic.name for topic in TABLE if topic.group)
 """Topics that messages die from."""
 
-Status = Literal["open", "replayed", "deleted", "unreadable"]
-"""Waits for somebody; was published again since; needs nobody, because its run was deleted; cannot be published again,
-because it is no message of the belt."""
+UNHEEDED = ("closer", "reporter")
+"""Groups that work for what is cancelled too: it gets its report."""
+
+Status = Literal["open", "replayed", "cancelled", "deleted", "unreadable"]
+"""Waits for somebody; was published again since; needs nobody, because its generation was cancelled, or its run deleted;
+cannot be published again, because it is no message of the belt."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,7 @@ class Letters:
         self._records: list[Record] = []
         self._attempts: dict[tuple[str, bytes], int] = {}
         """Message on a topic, whatever its attempt -> the highest attempt of it there."""
-        self._deleted: dict[str, int] = {}
-        """Run -> up to which generation it is forgotten."""
+        self._control = Control()
 
     def read(self, record: Record) -> None:
         """Take one record into account."""
@@ -75,8 +78,8 @@ class Letters:
         elif record.topic in TAKEN and (message := _decoded(record.value)):
             same = record.topic, _content(message)
             self._attempts[same] = max(message.attempt, self._attempts.get(same, 0))
-            if isinstance(message, RunDeleted):
-                self._deleted[message.run] = max(message.generation, self._deleted.get(message.run, 0))
+            if record.topic in self._control.topics:
+                self._control.read(message, record)
 
     def all(self) -> list[Letter]:
         """All letters, oldest first."""
@@ -94,9 +97,12 @@ class Letters:
         attempt = self._attempts.get((topic, _content(message))) if message else None
         if message is None or attempt is None:  # also what only looks like a message since its bytes were made text
             return "unreadable"
-        if message.generation <= self._deleted.get(message.run, 0):
-            return "deleted"
-        return "replayed" if attempt > message.attempt else "open"
+        verdict = self._control.verdict(message)
+        if verdict == "deleted":
+            return verdict
+        if attempt > message.attempt:
+            return "replayed"
+        return "cancelled" if verdict and BY_NAME[topic].group not in UNHEEDED else "open"
 
 
 def _content(message: Message) -> bytes:

@@ -1,14 +1,15 @@
 """A run as users see it: where each item is, what it waits for, and what the run came to.
 
-Computed from what was read about a run (`runs.py`) and from its book (`control.py`), once for each state of the two. Follows
-nothing and decides nothing.
+Computed from what was read about a run (`run.py`) and from its book (`control.py`), once for each state of the two. What ended
+an item is in the book, and a `RunClosed` counts when it speaks of exactly the ends that are known here (`turns.outcome`), so
+nothing depends on which topic was read first. Follows nothing and decides nothing.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,38 +19,18 @@ from understudy.belt.contracts import (
     ItemPlanned,
     ItemScored,
     ItemServed,
-    OnBelt,
     Progress,
     RunClosed,
     RunRequested,
-    ScoringRequested,
-    ServingRequested,
-    TrainingRequested,
 )
+from understudy.belt.folds.run import AT, STAGES, Run, Stage
 from understudy.belt.turns import Book, order
 from understudy.errors import NotFound
 from understudy.hints import nearest
-from understudy.terms import Artifact, Station
+from understudy.terms import Artifact
 
-if TYPE_CHECKING:
-    from understudy.belt.folds.runs import Run
-
-Stage = Literal["waiting", "training", "serving", "evaluating", "served", "scored", "failed", "cancelled"]
-AT: dict[Stage, Station] = {
-    "waiting": "datagen",
-    "training": "trainer",
-    "serving": "inference",
-    "evaluating": "evaluator",
-}
-"""Stage of an item on the belt -> the station that has it, in the order of the belt."""
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 OVER: tuple[Status, ...] = ("finished", "failed", "cancelled")
-STAGES: tuple[tuple[type[OnBelt], Stage], ...] = (
-    (TrainingRequested, "training"),
-    (ServingRequested, "serving"),
-    (ScoringRequested, "evaluating"),
-)
-"""What asks for an item, and the stage it is in then, in the order of the belt."""
 
 
 class ItemState(BaseModel):

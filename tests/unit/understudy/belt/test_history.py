@@ -124,6 +124,20 @@ def test_what_trainings_said_comes_last(tmp_path: Path, item: str | None) -> Non
     bus.close()
 
 
+def test_of_several_tries_of_a_training_the_latest_is_shown(tmp_path: Path) -> None:
+    """Beside an item whose name begins the same, and of more than nine."""
+    bus, store = EmbeddedBus(tmp_path / "bus"), local_store(tmp_path)
+    for name, tries in (("v", 11), ("v.seed17", 1), ("v.2", 2)):
+        for number in range(1, tries + 1):
+            with store.draft() as folder:
+                (folder / "train.log").write_text(f"try {number} of {name}\n")
+                store.put(keys.training_log("r-1", name, number), folder)
+    found = told(bus, store, "r-1")
+    assert [line for line in found if line.startswith("try")] == ["try 2 of v.2", "try 11 of v", "try 1 of v.seed17"]
+    assert told(bus, store, "r-1", "v")[1:] == ["--- the end of what the training of v said", "try 11 of v"]
+    bus.close()
+
+
 def test_of_very_many_trainings_some_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     bus, store = EmbeddedBus(tmp_path / "bus"), local_store(tmp_path)
     for number in range(MOST_LOGS + 3):

@@ -53,3 +53,14 @@ def test_what_is_finished_goes_everywhere(replicas: list[Path]) -> None:
         leave(work, "half")
     forget(replicas[2], "run", "variant")
     assert not any((work / "run" / "variant").exists() for work in replicas)
+
+
+def test_with_the_last_unit_of_a_run_the_folder_of_the_run_goes(replicas: list[Path]) -> None:
+    leave(replicas[0], "half")
+    (replicas[0] / "run" / "other").mkdir()
+    forget(replicas[0], "run", "variant")
+    assert (replicas[0] / "run" / "other").is_dir(), "what is unfinished stays"
+    forget(replicas[0], "run", "other")
+    assert list(replicas[0].iterdir()) == [], "the replica's own folder stays"
+    forget(replicas[0], "run")
+    assert replicas[0].is_dir()

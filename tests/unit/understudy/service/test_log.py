@@ -44,7 +44,7 @@ def test_a_long_log_is_put_aside_and_whoever_appends_goes_on(tmp_path: Path, mon
 
 
 def test_last_words_are_the_last_lines_that_say_something(tmp_path: Path) -> None:
-    """Blank lines say nothing, telling ones go before others, a file that is missing or binary is no trouble."""
+    """Lines without a letter or digit say nothing, telling ones go before others, a file that is missing or binary is no trouble."""
     log = tmp_path / "engine.log"
     assert last_words(log) == ""
     log.write_text("")
@@ -54,6 +54,10 @@ def test_last_words_are_the_last_lines_that_say_something(tmp_path: Path) -> Non
     assert last_words(log, lines=2) == "RuntimeError: out of luck | at last"
     assert last_words(log, telling=("Error",)) == "RuntimeError: out of luck"
     assert last_words(log, telling=("Warning",)) == "at last"
+    log.write_text("Error: no room\n  ^~~~ ^^\n====\n| - |\n--------- *** ---\n")
+    assert last_words(log, lines=2) == "Error: no room"
+    log.write_text("Fehler: üäß\n\u2500\u2500\u2500\n")
+    assert last_words(log, lines=2) == "Fehler: üäß"
     log.write_bytes(b"x" * 100_000 + b"\n\xff the end\n")
     assert last_words(log).endswith(" the end")
 
