@@ -32,12 +32,14 @@ def cut(text: str, characters: int = LONGEST_REASON) -> str:
     return text if short == text else f"{short[:-1]}…"
 
 
-def _cut_value(value: object) -> object:
-    return cut(value) if isinstance(value, str) else value
+def _cut_at(characters: int) -> BeforeValidator:
+    return BeforeValidator(lambda value: cut(value, characters) if isinstance(value, str) else value)
 
 
-Reason = Annotated[str, BeforeValidator(_cut_value)]
-"""Cut at `LONGEST_REASON` characters, so that no reason makes a message too large."""
+Reason = Annotated[str, _cut_at(LONGEST_REASON)]
+"""Cut, so that no reason makes a message too large."""
+Phrase = Annotated[str, _cut_at(200)]
+"""A few words."""
 
 
 class Message(Frozen):
@@ -90,7 +92,7 @@ class RunRequested(Message):
     plan: Artifact
     """`plan.json`, see `understudy/plan.py`."""
     name: str
-    bases: tuple[str, ...] = ()
+    bases: tuple[Phrase, ...] = ()
     """Names of the base models, at most 8 of them."""
     items: int
     """How many there are."""
@@ -104,10 +106,10 @@ class ItemPlanned(OfItem):
     type: Literal["item.planned.v1"] = "item.planned.v1"
     index: int
     """Its place in the plan."""
-    base: str
+    base: Phrase
     """Name of its base model."""
-    what: str = ""
-    """What it is trained on, in a few words; empty when on nothing."""
+    what: Phrase = ""
+    """What it is trained on; empty when on nothing."""
     ends_at: Literal["served", "scored"] = "scored"
 
 
@@ -277,7 +279,7 @@ class Progress(Message):
     type: Literal["progress.v1"] = "progress.v1"
     station: Station
     item: str | None = None
-    step: str
+    step: Phrase
     """Short phrase: `training`, `remarks: writing instructions`, `in-domain`."""
     done: int = 0
     total: int = 0

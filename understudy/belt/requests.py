@@ -6,7 +6,7 @@ Whoever calls has checked what was asked for. Safe to repeat: folds drop doubles
 from __future__ import annotations
 
 from understudy.belt.bus import Bus
-from understudy.belt.contracts import CancelRequested, ItemPlanned, RunDeleted, RunRequested, cut
+from understudy.belt.contracts import CancelRequested, ItemPlanned, RunDeleted, RunRequested
 from understudy.plan import Plan
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
@@ -27,7 +27,7 @@ def begin(bus: Bus, store: ArtifactStore, run: str, plan: Plan, generation: int 
             item=item.name,
             index=index,
             base=plan.base_of(item).name,
-            what=cut(item.what, 200),
+            what=item.what,
             ends_at=item.ends_at,
         )
         for index, item in enumerate(plan.items)
