@@ -10,11 +10,7 @@ from services.datagen.pools import Pools
 from services.datagen.runs import Desk
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Sources
-from understudy.belt.delivery import Lane
 from understudy.service.host import Kernel, Service
-
-SIDE_BY_SIDE = 4
-"""Runs whose datasets are made at once: a language model is waited for most of the time."""
 
 
 def build(settings: DatagenSettings, kernel: Kernel) -> Service:
@@ -25,6 +21,6 @@ def build(settings: DatagenSettings, kernel: Kernel) -> Service:
     datagen = Datagen(kernel.store, kernel.plans, pools, builder)
     files = Files(kernel.store, max_bytes=settings.max_upload_bytes)
     return Service(
-        lanes=(Lane("datagen", datagen.handlers(), width=SIDE_BY_SIDE),),
+        lanes=(datagen.lane(),),
         router=router(files, Desk(kernel, pools, settings.models, settings.window)),
     )

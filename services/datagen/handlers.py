@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from services.datagen.build import Builder
 from services.datagen.pools import Pools, wanted
 from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
-from understudy.belt.delivery import Handlers
+from understudy.belt.delivery import Lane
 from understudy.errors import disk_full
 from understudy.plan import Plan
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans, put_datasets
 from understudy.terms import Artifact
+
+SIDE_BY_SIDE = 4
+"""Runs whose datasets are made at once: a language model is waited for most of the time."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Datagen:
     plans: Plans
     pools: Pools
     builder: Builder
+
+    def lane(self) -> Lane:
+        return Lane("datagen", {RunRequested: self.make}, width=SIDE_BY_SIDE)
 
     def make(self, request: RunRequested) -> Iterator[Message]:
         """Make what is missing of the run's datasets; yields Progress, and DatasetsMade at the end.
@@ -61,10 +67,6 @@ class Datagen:
                 say.before += pool.most
             self.builder.forget(run)
         return made
-
-    def handlers(self) -> Handlers:
-        """The service's table of contents."""
-        return {RunRequested: self.make}
 
 
 @dataclass

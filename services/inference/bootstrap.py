@@ -9,12 +9,8 @@ from services.inference.handlers import Inference
 from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
 from understudy.bases import resolve
-from understudy.belt.delivery import Lane
 from understudy.service.doors import passed_on
 from understudy.service.host import Kernel, Service
-
-WIDTH = 24
-"""Messages in hand at once, as many as the topic has partitions: nearly all of them wait, and for different engines."""
 
 
 def build(settings: InferenceSettings, kernel: Kernel) -> Service:
@@ -29,14 +25,14 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     def start() -> None:
         keeper.start()
         if settings.base:
-            fleet.ensure(resolve(settings.base, settings.models), settings.max_lora_rank)
+            fleet.keep(resolve(settings.base, settings.models), settings.max_lora_rank)
 
     def close() -> None:
         keeper.close()
         fleet.close()
 
     return Service(
-        lanes=(Lane("inference", Inference(fleet, kernel.plans, settings.gate_tolerance).handlers(), width=WIDTH),),
+        lanes=(Inference(fleet, kernel.plans, settings.gate_tolerance).lane(),),
         router=router(fleet, kernel.store),
         wrap=lambda app: Gateway(app, fleet, families, max_body=settings.max_body, hold_seconds=settings.hold_seconds),
         start=start,

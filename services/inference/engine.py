@@ -1,7 +1,7 @@
 """One engine: a vLLM server for one base, kept alive, with its adapters.
 
 A thread starts it as a child, waits until it is healthy, gives it its adapters, and does so again whenever it dies; after
-several deaths in a row `failure` says why, and it goes on trying with longer pauses. With an engine that runs
+several deaths in a row `failure` says why, and it goes on trying with longer pauses until it is closed. With an engine that runs
 elsewhere the same thread starts nothing and watches instead. Does not know vLLM's options (`launch.py`), which adapters
 are wanted (`fleet.py`) or the gateway.
 """
@@ -70,6 +70,8 @@ class Engine:
         self._thread = threading.Thread(target=self._supervise, name=f"engine-{base.name}", daemon=True)
         self.since = time.monotonic()
         """When the present start began."""
+        self.asked = time.monotonic()
+        """When somebody last wanted it or waited for it."""
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -94,6 +96,7 @@ class Engine:
 
     def wait_ready(self, timeout: float) -> bool:
         """Whether it answers, waiting at most `timeout` seconds."""
+        self.asked = time.monotonic()
         return self._ready.wait(timeout)
 
     def client(self) -> EngineClient:

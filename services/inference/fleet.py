@@ -1,15 +1,17 @@
 """All engines: which model is on which, started when somebody wants one of its models.
 
 The one object that gateway, handlers and API share. What is served is read from the log (`folds/served.py`), so that a
-restart on an empty disk serves the same models. `route` and `want` are for the event loop: look-ups, however many models
+restart on an empty disk serves the same models. An engine that comes up stays; one that does not is let go when nobody
+needs it, and started anew for whoever does. `route` and `want` are for the event loop: look-ups, however many models
 there are. What takes longer, they leave to `settle`, which the keeper's thread calls (`keeper.py`). Does not talk HTTP.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +26,12 @@ from understudy.plan import Plan
 from understudy.store.artifacts import ArtifactStore
 from understudy.terms import Artifact
 
+log = logging.getLogger(__name__)
+
 LOOK_AGAIN, TIDY = 3.0, 60.0
 """Seconds between two looks at the folder of bundled bases, and at the shelf."""
+RECENT = 60.0
+"""Seconds for which a failing engine that was asked for is tried on, and says why it fails."""
 
 
 class Model(NamedTuple):
@@ -71,6 +77,8 @@ class Fleet:
         self._engines: dict[str, Engine] = {}
         self._of_model: dict[str, Engine] = {}
         """Models whose engine is known: bases, adapters that passed the gate, and those that were asked for since."""
+        self._kept: set[str] = set()
+        """Bases whose engines are never let go."""
         self._asked: set[str] = set()
         """Models to bring up."""
         self._refused: dict[str, str] = {}
@@ -93,6 +101,7 @@ class Fleet:
         """
         engine = self._of_model.get(model)
         if engine is not None:
+            engine.asked = time.monotonic()
             if left_out := engine.adapters.left_out.get(model):
                 raise Invalid(left_out.reason)
             if engine.url and model not in engine.adapters.serving:
@@ -127,6 +136,7 @@ class Fleet:
                 engine.require(max([rank, *served]))
                 engine.start()
                 self._engines[base.name] = self._of_model[base.name] = engine
+            engine.asked = time.monotonic()
         if engine.base != base:
             raise Invalid(
                 f"Base `{base.path}` has the same name as another base that is already served, {engine.base.path}",
@@ -134,6 +144,11 @@ class Fleet:
             )
         engine.require(rank)
         return engine
+
+    def keep(self, base: Base, rank: int) -> None:
+        """`ensure`, and never let go of it."""
+        self._kept.add(base.name)
+        self.ensure(base, rank)
 
     def engine_of(self, plan: Plan, base: int) -> Engine:
         """The engine of a plan's base, able to load every adapter that the plan trains on it. Raises `Invalid`."""
@@ -155,6 +170,26 @@ class Fleet:
         if self._caught_up() and time.monotonic() - self._tidied > TIDY:
             self._tidied = time.monotonic()
             self.shelf.tidy({each.message.adapter.sha256 for each in self._models.all() if each.message.adapter})
+
+    def let_go(self, needed: Container[str]) -> None:
+        """End every failing engine whose base is not `needed`, and which nobody asked for lately.
+
+        Whoever asks for one of its models again has it started anew.
+        """
+        now = time.monotonic()
+        with self._lock:
+            going = [
+                engine
+                for name, engine in self._engines.items()
+                if engine.failure and name not in needed and name not in self._kept and now - engine.asked > RECENT
+            ]
+            for engine in going:
+                del self._engines[engine.base.name]
+                for model in [model for model, on in list(self._of_model.items()) if on is engine]:
+                    del self._of_model[model]
+        for engine in going:
+            log.warning("engine %s: nobody needs it any more, and it does not come up", engine.base.name)
+            engine.close(wait=False)
 
     def models(self) -> list[Model]:
         """Bundled and served bases, then adapters, oldest first."""

@@ -66,12 +66,10 @@ def read_probes(folder: Path) -> list[Probe] | None:
         return None
     try:
         if path.stat().st_size > MAX_PROBE_BYTES:
-            raise Invalid(
-                f"probe.json of the adapter is larger than {MAX_PROBE_BYTES} bytes", "Train the variant again."
-            )
+            raise Invalid(f"probe.json of the adapter is larger than {MAX_PROBE_BYTES} bytes", "Train the item again.")
         return Probes.model_validate(json.loads(path.read_text(encoding="utf-8"))).probes
     except (ValidationError, ValueError) as error:
-        raise Invalid(f"probe.json of the adapter is malformed: {error}", "Train the variant again.") from error
+        raise Invalid(f"probe.json of the adapter is malformed: {error}", "Train the item again.") from error
 
 
 def check(engine: Prober, base: str, adapter: str, folder: Path, *, tolerance: float, max_len: int) -> None:
@@ -104,7 +102,7 @@ def check(engine: Prober, base: str, adapter: str, folder: Path, *, tolerance: f
             raise Invalid(
                 f"The engine computes with the adapter `{adapter}` otherwise than training did, by {off:.3f} nats on"
                 f" average (tolerance {tolerance:g})",
-                "Train the variant again; if that does not help, this engine does not support the adapter's layers.",
+                "Train the item again; if that does not help, this engine does not support the adapter's layers.",
             )
 
 

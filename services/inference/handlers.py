@@ -15,24 +15,34 @@ from services.inference.adapters import model_name
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
-from understudy.belt.delivery import Handlers
+from understudy.belt.delivery import Lane
 from understudy.errors import Invalid
 from understudy.interrupt import check
 from understudy.plan import Item, Plan
 from understudy.store.plans import Plans
 
+WIDTH = 24
+"""Messages in hand at once, as many as the topic has partitions: nearly all of them wait, and for different engines."""
 SAY_AGAIN = 2.0
 """Seconds between two words about what is waited for."""
+REMEDY = (
+    "Repair that; once GET /v1/engines no longer calls the engine failing, replay the dead letter. A base with other weights"
+    " is another base: it needs a new run (`understudy run --fresh`)."
+)
+"""For an engine that does not come up: it is tried again, or let go and started anew for the letter (`fleet.py`)."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """The handlers of inference and what they need."""
+    """The lane `inference`."""
 
     fleet: Fleet
     plans: Plans
     tolerance: float
     """Of the gate, in nats."""
+
+    def lane(self) -> Lane:
+        return Lane("inference", {ServingRequested: self.serve}, width=WIDTH)
 
     def serve(self, request: ServingRequested) -> Iterator[Message]:
         """Have the engine up, load and gate the adapter, and say under which name the item answers."""
@@ -58,9 +68,6 @@ class Inference:
                 engine.turn.release()
         self.fleet.admit(name, engine)  # last, when nobody can close us any more: what is cancelled never gets there
 
-    def handlers(self) -> Handlers:
-        return {ServingRequested: self.serve}
-
 
 def _answers(request: ServingRequested, plan: Plan, item: Item, model: str, parent: str | None) -> Iterator[Message]:
     """That the model is there, and what comes next."""
@@ -85,7 +92,7 @@ def _until(ready: Callable[[float], bool], engine: Engine, request: ServingReque
     while not ready(0.2):
         check()
         if engine.failure:
-            raise Invalid(engine.failure, "Repair that, then replay the dead letter once the engine is up.")
+            raise Invalid(engine.failure, REMEDY)
         if time.monotonic() - said >= SAY_AGAIN:
             said = time.monotonic()
             yield _progress(request, step, elapsed_seconds=round(said - started, 1))

@@ -2,6 +2,6 @@
 
 takes   TrainingRequested     one item of a plan
 makes   runs/<run>/adapters/<item>     PEFT folder with README.md, training.json and probe.json
-        runs/<run>/logs/<item>         the end of what its training said
+        runs/<run>/logs/<item>.<n>     the end of what its training said when it ended for the nth time
 emits   Progress while it trains, then ServingRequested
 """

@@ -6,10 +6,9 @@ from importlib.util import find_spec
 
 from services.trainer.api import router
 from services.trainer.handlers import Trainer
-from services.trainer.jobs import Jobs
 from services.trainer.launcher import ChildLauncher
 from services.trainer.settings import TrainerSettings
-from understudy.belt.delivery import Lane
+from services.trainer.tunings import Tunings
 from understudy.service.host import Kernel, Service
 
 
@@ -22,10 +21,11 @@ def build(settings: TrainerSettings, kernel: Kernel) -> Service:
         models=settings.models,
         work=settings.work("trainer"),
         threads=settings.threads,
+        has=features(),
     )
-    jobs = Jobs(kernel.runs, kernel.plans)
-    kernel.reader.add(jobs)
-    return Service(lanes=(Lane("trainer", trainer.handlers(), has=features()),), router=router(jobs))
+    tunings = Tunings(kernel.runs, kernel.plans)
+    kernel.reader.add(tunings)
+    return Service(lanes=(trainer.lane(),), router=router(tunings))
 
 
 def features() -> frozenset[str]:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Data, Job, JobFolder, Step
@@ -18,7 +19,7 @@ from services.trainer.launcher import Launcher
 from services.trainer.preflight import check_base, check_datasets
 from understudy.bases import as_planned
 from understudy.belt.contracts import Message, Progress, ServingRequested, TrainingRequested
-from understudy.belt.delivery import Handlers
+from understudy.belt.delivery import Lane
 from understudy.belt.scratch import forget, take_up
 from understudy.errors import Fatal, Invalid, Transient, UnderstudyError
 from understudy.interrupt import check
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trainer:
-    """The trainer's handlers and what they need."""
+    """The lane `trainer`."""
 
     store: ArtifactStore
     plans: Plans
@@ -52,7 +53,12 @@ class Trainer:
     work: Path
     """Folder for unfinished work."""
     threads: int
+    has: frozenset[str] = frozenset()
+    """Features that this trainer has and not every one."""
     sleep: Callable[[float], object] = time.sleep
+
+    def lane(self) -> Lane:
+        return Lane("trainer", {TrainingRequested: self.train}, has=self.has)
 
     def train(self, request: TrainingRequested) -> Iterator[Message]:
         """Fine-tune one item; yields Progress while it runs and ServingRequested at the end.
@@ -142,18 +148,15 @@ class Trainer:
             child.stop(GRACE_SECONDS)
 
     def _keep_log(self, request: TrainingRequested, folder: JobFolder) -> None:
-        """Store the end of the log, the first of the item. It is no part of the result, so nothing fails with it."""
-        key = keys.training_log(request.run, request.item)
+        """Store the end of the log beside those of earlier ends. It is no part of the result, so nothing fails with it."""
+        every = (keys.training_log(request.run, request.item, number) for number in count(1))
         try:
-            if folder.log.is_file() and self.store.find(key) is None:
+            if folder.log.is_file():
                 with self.store.draft() as draft:
                     (draft / folder.log.name).write_bytes(folder.log_end(MOST_LOG_BYTES))
-                    self.store.put(key, draft)
+                    self.store.put(next(key for key in every if self.store.find(key) is None), draft)
         except (UnderstudyError, OSError) as error:
             log.warning("the log of a training was not stored: %s", error)
-
-    def handlers(self) -> Handlers:
-        return {TrainingRequested: self.train}
 
 
 def _progress(request: TrainingRequested, step: Step | None) -> Progress:

@@ -8,7 +8,8 @@
         checkpoints/      unfinished work; a checkpoint counts only with its seal (`train.py`)
         adapter/          the result, renamed into place when complete
 
-Does not start processes (`launcher.py`), train (`train.py`) or decide about failures (`handlers.py`).
+Does not start processes (`launcher.py`), train (`train.py`), decide about failures (`handlers.py`) or list what the API
+calls jobs (`tunings.py`).
 """
 
 from __future__ import annotations

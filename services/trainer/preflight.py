@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from understudy.service import machine
 
 MIN_EXAMPLES = 10
 """Fewer examples than this after leaving out the too long ones: not worth training (the data itself may be smaller)."""
+
+MOST_HEADER = 100_000_000
+"""Bytes that safetensors allows the header of a file."""
 
 
 def check_base(base: Base, quantize: str) -> None:
@@ -34,12 +38,15 @@ def check_base(base: Base, quantize: str) -> None:
             f"Base model `{base.name}`: {folder / 'config.json'} names no architecture",
             "Is it a causal language model?",
         )
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
+    weights = sum(path.stat().st_size for path in files)
     if not weights:
         raise Invalid(
             f"Base model `{base.name}`: there is no .safetensors file in {folder}",
             "Convert its weights to safetensors.",
         )
+    for path in files:
+        _check_whole(base.name, path)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise Invalid(
             f"Base model `{base.name}`: there is no tokenizer in {folder}", "Save its tokenizer beside the weights."
@@ -50,6 +57,22 @@ def check_base(base: Base, quantize: str) -> None:
             f"Base model `{base.name}` needs at least {needed / 2**30:.1f} GiB of memory and the trainer may take {memory / 2**30:.1f}",
             "Set `training.quantize: nf4` or take a smaller base.",
         )
+
+
+def _check_whole(base: str, path: Path) -> None:
+    """Raises `Invalid` when a file of weights has another size than its own header says. Looks at no weight."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, MOST_HEADER):
+                raise ValueError(f"its header of {length} bytes is not all there")
+            tensors = [entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"]
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+        if size != end:
+            raise ValueError(f"it has {size} bytes, and its header says {end}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise Invalid(f"Base model `{base}`: {path} is damaged ({error})", "Download it again.") from error
 
 
 def check_datasets(folders: Mapping[str, Path], item: str) -> None:

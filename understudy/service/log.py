@@ -51,12 +51,16 @@ def rotate(log: Path) -> None:
 
 
 def last_words(log: Path, lines: int = 1, telling: Sequence[str] = ()) -> str:
-    """The last lines of a log that say something, those with one of the words `telling` in them if there are any."""
+    """The last lines of a log that say something, those with one of the words `telling` in them if there are any.
+
+    A line without a letter or a digit says nothing: it underlines, or frames, what others say.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 16_384))
-            said = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            lines_there = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
+    said = [line.strip() for line in lines_there if any(map(str.isalnum, line))]
     chosen = [line for line in said if any(word in line for word in telling)] or said
     return " | ".join(chosen[-lines:])[-1000:]

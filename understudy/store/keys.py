@@ -46,9 +46,14 @@ def training_logs(run: str) -> str:
     return f"runs/{run}/logs"
 
 
-def training_log(run: str, item: str) -> str:
-    """What the training of an item said."""
-    return f"{training_logs(run)}/{item}"
+def training_log(run: str, item: str, number: int = 1) -> str:
+    """What the training of an item said when it ended for the `number`th time; sorts by that."""
+    return f"{training_logs(run)}/{item}.{number:04}"
+
+
+def item_of_log(key: str) -> str:
+    """The item of a `training_log`."""
+    return key.rpartition("/")[2].rpartition(".")[0]
 
 
 FILES = "files"

@@ -30,7 +30,6 @@ from services.datagen.sources import Sources
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import DatasetsMade, Progress, RunRequested, decode
-from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Loop
@@ -286,8 +285,7 @@ def test_cancelled_on_the_belt_all_requests_end_within_two_seconds_and_the_next_
     bus, store, stop = EmbeddedBus(tmp_path / "bus"), local_store(tmp_path), threading.Event()
     control = Control()
     reader = Reader(bus, [control])
-    lane = Lane("datagen", datagen(tmp_path, store).handlers(), width=4)
-    loop = Loop(bus, lane, control, ready=reader.caught_up.wait, stop=stop)
+    loop = Loop(bus, datagen(tmp_path, store).lane(), control, ready=reader.caught_up.wait, stop=stop)
     threads = [threading.Thread(target=loop.run), threading.Thread(target=reader.follow, args=(stop,))]
 
     def made() -> set[tuple[str, int]]:

@@ -175,11 +175,12 @@ def processes() -> Iterator[list[Child]]:
 
 @pytest.fixture
 def launch(processes: list[Child]) -> Callable[..., Child]:
-    """Starts a stub engine; for a base called `broken...` one that ends, for `slow...` one that never answers."""
+    """Starts a stub engine; for a base called `broken...` one that ends, until there is a file `repaired` in its folder, for
+    `slow...` one that never answers."""
 
     def launch(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
         command = [sys.executable, "-S", str(STUB), str(port), base.name]
-        if base.name.startswith("broken"):
+        if base.name.startswith("broken") and not (Path(base.path) / "repaired").exists():
             command = [sys.executable, "-S", "-c", BROKEN, base.name]
         if base.name.startswith("slow"):
             command = ["sleep", "600"]
@@ -205,13 +206,19 @@ def plans(store: FsspecArtifactStore) -> Plans:
 
 
 @pytest.fixture
-def keeper(fleet: Fleet, log: Log, plans: Plans) -> Iterator[Keeper]:
-    """A keeper at work."""
+def idle_keeper(fleet: Fleet, log: Log, plans: Plans) -> Keeper:
+    """A keeper that does what it is told to: `look`, once for each call."""
     keeper = Keeper(fleet, log.runs, plans, lambda: log.caught_up, most=2)
     log.listeners.append(keeper)
-    keeper.start()
-    yield keeper
-    keeper.close()
+    return keeper
+
+
+@pytest.fixture
+def keeper(idle_keeper: Keeper) -> Iterator[Keeper]:
+    """A keeper at work."""
+    idle_keeper.start()
+    yield idle_keeper
+    idle_keeper.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,27 @@ def test_an_engine_that_does_not_come_up_fails_the_item_with_its_last_words(
     with pytest.raises(Invalid, match="ended while it started"):
         list(inference.serve(request))
     assert time.monotonic() - started < 1, "the next one need not wait until it has died again"
+
+
+def test_what_is_said_to_do_about_an_engine_that_does_not_come_up_works(
+    inference: Inference,
+    fleet: Fleet,
+    make_base: Callable[..., Base],
+    plan: MakePlan,
+    request_of: RequestOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Repaired beside the weights: replayed once it is let go. With other weights: only a new run."""
+    base = make_base("broken")
+    request = request_of(plan("broken"), "base@broken")
+    with pytest.raises(Invalid, match=r"no longer calls the engine failing, replay the dead letter.*new run .*--fresh"):
+        list(inference.serve(request))
+    monkeypatch.setattr("services.inference.fleet.RECENT", 0.0)
+    fleet.let_go(())
+    assert not fleet.states()
+    (Path(base.path) / "repaired").touch()
+    replayed = request.model_copy(update={"attempt": 2})
+    assert [type(message) for message in drain(inference.serve(replayed))] == [ModelServed, ScoringRequested]
+    (Path(base.path) / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(Invalid, match="was changed since the run was planned"):
+        list(inference.serve(replayed))

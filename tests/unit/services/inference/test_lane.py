@@ -11,9 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.inference.bootstrap import WIDTH
 from services.inference.fleet import Fleet
-from services.inference.handlers import Inference
+from services.inference.handlers import WIDTH, Inference
 from services.inference.keeper import Keeper
 from understudy.bases import Base
 from understudy.belt.bus.embedded import EmbeddedBus
@@ -28,7 +27,6 @@ from understudy.belt.contracts import (
     ServingRequested,
     decode,
 )
-from understudy.belt.delivery import Lane
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Loop
 from understudy.plan import Plan
@@ -52,7 +50,7 @@ def lane(bus: EmbeddedBus, inference: Inference, fleet: Fleet, keeper: Keeper, l
     stop, reader = threading.Event(), Reader(bus, [log.control, log.runs, log.models, keeper])
     loop = Loop(
         bus,
-        Lane("inference", inference.handlers(), width=WIDTH),
+        inference.lane(),
         log.control,
         ready=reader.caught_up.wait,
         stop=stop,

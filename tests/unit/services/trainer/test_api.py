@@ -14,8 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from services.trainer import bootstrap
-from services.trainer import jobs as trainings
+from services.trainer import bootstrap, tunings
 from services.trainer.settings import TrainerSettings
 from understudy.belt import contracts as c
 from understudy.belt.bus.embedded import EmbeddedBus
@@ -138,7 +137,7 @@ def test_a_job_of_a_run_that_failed_before_it_began_has_failed(world: World) -> 
 
 def test_pages_go_from_the_newest_run_to_the_oldest_and_each_in_the_order_of_its_plan(world: World) -> None:
     expected = []
-    for number in range(trainings.RUNS_AT_ONCE + 3):
+    for number in range(tunings.RUNS_AT_ONCE + 3):
         variants = [f"v{n}" for n in range(number % 4)]
         world.run(
             f"r{number}", *variants, **({} if variants else {"datasets": {"d": {"source": "x", "rows": {"train": 0}}}})
@@ -222,7 +221,7 @@ def test_a_store_that_does_not_answer_is_asked_once_and_again_later(
         away.setattr(Plans, "get", silent)
         assert [job.seed for job in client.fine_tuning.jobs.list()] == [None] * 5
     assert len(asked) == 1
-    monkeypatch.setattr(trainings.time, "monotonic", lambda now=trainings.time.monotonic: now() + 60)
+    monkeypatch.setattr(tunings.time, "monotonic", lambda now=tunings.time.monotonic: now() + 60)
     assert [job.seed for job in client.fine_tuning.jobs.list()] == [17] * 5
 
 

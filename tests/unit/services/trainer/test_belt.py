@@ -25,7 +25,6 @@ from services.trainer.job import JobFolder, Step
 from understudy.bases import planned
 from understudy.belt import contracts as c
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
@@ -81,7 +80,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder, self.bus, self.store = folder, EmbeddedBus(folder / "bus.sqlite"), local_store(folder)
 
-    def trainer(self, launcher: Steps, member: str = "a") -> Trainer:
+    def trainer(self, launcher: Steps, member: str = "a", has: str = "") -> Trainer:
         return Trainer(
             store=self.store,
             plans=Plans(self.store),
@@ -89,11 +88,12 @@ class World:
             models=self.folder / "models",
             work=self.folder / "work" / member,
             threads=1,
+            has=frozenset(filter(None, [has])),
             sleep=lambda _: time.sleep(0.005),
         )
 
     def loop(self, launcher: Steps, control: Control | None = None, has: str = "", member: str = "a") -> Loop:
-        lane = Lane("trainer", self.trainer(launcher, member).handlers(), has=frozenset(filter(None, [has])))
+        lane = self.trainer(launcher, member, has).lane()
         return Loop(self.bus, lane, control or Control(), member=member, tick=0.02, backoff=0.01)
 
     def ask(self, generation: int = 1, **training: Any) -> c.TrainingRequested:
@@ -104,7 +104,7 @@ class World:
             base.mkdir(parents=True)
             (base / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
             (base / "tokenizer.json").write_text("{}")
-            (base / "model.safetensors").write_bytes(b"weights")
+            (base / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
             rows.mkdir()
             (rows / "train.jsonl").write_text("{}\n")
         recipe = parse({"base": "tiny", "datasets": {"remarks": {"source": "x.csv"}}, "training": training}, "x")

@@ -12,7 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save
 
 from services.trainer import handlers
 from services.trainer.handlers import Trainer
@@ -20,6 +22,7 @@ from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Job, JobF
 from services.trainer.launcher import Running
 from understudy.bases import planned
 from understudy.belt.contracts import Message, Progress, ServingRequested, TrainingRequested
+from understudy.belt.history import latest_logs
 from understudy.errors import Fatal, Invalid, Transient, Unsupported
 from understudy.interrupt import Interrupted, interruptible
 from understudy.plan import Plan, make
@@ -32,6 +35,7 @@ from understudy.terms import Artifact
 from understudy.testing import local_store
 
 End = Callable[[JobFolder], int | None]
+WEIGHTS = save({"a": numpy.zeros(4), "b": numpy.zeros((2, 3))}, {"format": "pt"})
 
 
 def finishes(folder: JobFolder) -> int:
@@ -139,7 +143,8 @@ class Bench:
         return last
 
     def log(self) -> str | None:
-        artifact = self.store.find(keys.training_log("r", "v"))
+        """What people are shown of it."""
+        artifact = self.store.find(latest_logs(self.store, "r").get("v", "none"))
         return (self.store.fetch(artifact) / "train.log").read_text() if artifact else None
 
 
@@ -149,7 +154,7 @@ def bench(tmp_path: Path, put_dataset: Any, examples: Any) -> Bench:
     base.mkdir(parents=True)
     (base / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     (base / "tokenizer.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(b"weights")
+    (base / "model.safetensors").write_bytes(WEIGHTS)
     return Bench(
         tmp_path,
         base.parent,
@@ -368,11 +373,32 @@ def crashes_saying(text: str) -> End:
     return crashes
 
 
-def test_the_log_of_a_failure_is_kept_and_is_the_first(bench: Bench) -> None:
+def test_of_several_tries_the_latest_is_what_people_read(bench: Bench) -> None:
+    """Whatever ended the one before it; each is kept, because nothing in the store is ever changed."""
     for text in ("first", "second"):
         with pytest.raises(Transient):
             list(bench.train(FakeLauncher(crashes_saying(text))))
-    assert bench.log() == "first"
+        assert bench.log() == text
+
+    def says(folder: JobFolder) -> int:
+        folder.log.write_text("trained")
+        return finishes(folder)
+
+    list(bench.train(FakeLauncher(says)))
+    assert bench.log() == "trained"
+    assert len(bench.store.keys(keys.training_logs("r"))) == 3
+
+
+def test_a_finished_item_leaves_no_folder(bench: Bench) -> None:
+    """Of its run neither, once that has nothing unfinished: a trainer sees thousands of runs."""
+    other = bench.work / "r" / "w"
+    other.mkdir(parents=True)
+    bench.serving(FakeLauncher(finishes))
+    assert [*bench.work.rglob("*")] == [bench.work / "r", other]
+    other.rmdir()
+    bench.store.delete(keys.adapter("r", "v"))
+    bench.serving(FakeLauncher(finishes))
+    assert not [*bench.work.rglob("*")]
 
 
 def test_of_a_long_log_whole_lines_of_the_end_are_kept(bench: Bench) -> None:
@@ -461,7 +487,7 @@ def test_a_base_that_was_changed_since_the_plan_is_invalid(bench: Bench) -> None
 def test_a_base_that_outgrows_the_memory_of_the_container_is_invalid(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "memory", lambda: 3)
+    monkeypatch.setattr(machine, "memory", lambda: len(WEIGHTS) // 2)
     with pytest.raises(Invalid, match="nf4"):
         list(bench.train(FakeLauncher()))
     assert bench.serving(FakeLauncher(finishes), bench.request(quantize="nf4")).adapter, "four bits do fit"
@@ -469,7 +495,16 @@ def test_a_base_that_outgrows_the_memory_of_the_container_is_invalid(
 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
-    [("config.json", b"{", "cannot be read"), ("model.safetensors", b"", "no .safetensors")],
+    [
+        ("config.json", b"{", "cannot be read"),
+        ("model.safetensors", b"", "no .safetensors"),
+        ("model.safetensors", WEIGHTS[: len(WEIGHTS) // 2], r"/tiny/model\.safetensors is damaged"),
+        ("model.safetensors", WEIGHTS[:-1], f"has {len(WEIGHTS) - 1} bytes, and its header says {len(WEIGHTS)}"),
+        ("model.safetensors", WEIGHTS + b"\0", "is damaged"),
+        ("model.safetensors", b"\xff" * 100, "is damaged"),
+        ("model.safetensors", b"\2\0\0\0\0\0\0\0[]", "is damaged"),
+        ("model-2.safetensors", WEIGHTS[:12], r"/tiny/model-2\.safetensors is damaged"),
+    ],
 )
 def test_a_damaged_base_is_invalid_before_a_child_starts(bench: Bench, file: str, content: bytes, words: str) -> None:
     (bench.models / "tiny" / file).write_bytes(content)

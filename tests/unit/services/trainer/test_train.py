@@ -22,15 +22,14 @@ from services.trainer.train import exit_code, make_portable
 from understudy.bases import planned
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import CancelRequested, Progress, ServingRequested, TrainingRequested, decode
-from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
+from understudy.belt.history import latest_logs
 from understudy.belt.loop import Loop
 from understudy.errors import Invalid
 from understudy.plan import make
 from understudy.recipe import parse
 from understudy.service.child import Child
-from understudy.store import keys
 from understudy.store.plans import Plans, put_datasets, put_plan
 from understudy.terms import Artifact
 from understudy.testing import local_store
@@ -82,7 +81,7 @@ class World:
         """Inside, a service's loop and reader work; then they are stopped in order."""
         control = Control()
         reader = Reader(self.bus, [control])
-        loop = Loop(self.bus, Lane("trainer", self.trainer.handlers()), control, lambda: reader.caught_up.wait(5))
+        loop = Loop(self.bus, self.trainer.lane(), control, lambda: reader.caught_up.wait(5))
         threads = [threading.Thread(target=loop.run), threading.Thread(target=reader.follow, args=(loop.stop,))]
         for thread in threads:
             thread.start()
@@ -113,7 +112,7 @@ class World:
         self._until(lambda: not Path(f"/proc/{command}").exists(), 2.5)
 
     def log(self) -> str:
-        artifact = self.store.find(keys.training_log("r", "v"))
+        artifact = self.store.find(latest_logs(self.store, "r")["v"])
         assert artifact
         return (self.store.fetch(artifact) / "train.log").read_text()
 
@@ -157,7 +156,7 @@ def test_a_cancelled_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_
         assert world.adapter().sha256 == expected.sha256
     assert world.log().count("training from checkpoint-") == 3, "it went on, it did not begin again"
     assert world.log().count("training from the start") == 1
-    assert not list((tmp_path / "disturbed" / "work" / "a" / "r").iterdir()), "no unfinished work is left"
+    assert not list((tmp_path / "disturbed" / "work" / "a").iterdir()), "no unfinished work is left"
 
     folder = store.fetch(expected)
     assert sorted(path.name for path in folder.iterdir()) == [

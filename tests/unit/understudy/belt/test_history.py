@@ -133,7 +133,7 @@ def test_of_several_tries_of_a_training_the_latest_is_shown(tmp_path: Path) -> N
                 (folder / "train.log").write_text(f"try {number} of {name}\n")
                 store.put(keys.training_log("r-1", name, number), folder)
     found = told(bus, store, "r-1")
-    assert [line for line in found if line.startswith("try")] == ["try 2 of v.2", "try 11 of v", "try 1 of v.seed17"]
+    assert [line for line in found if line.startswith("try")] == ["try 11 of v", "try 2 of v.2", "try 1 of v.seed17"]
     assert told(bus, store, "r-1", "v")[1:] == ["--- the end of what the training of v said", "try 11 of v"]
     bus.close()
 

@@ -1,7 +1,8 @@
-"""The trainings that runs asked for: found by id, listed from the newest on, with what their plans say of them.
+"""The list of OpenAI's fine-tuning jobs, one for each training that a run asked for: found by id, newest first, with what
+their plans say of them.
 
 A fold for the ids, which tell nothing of run and item; everything else is read from `folds/runs.py` when asked for, so a
-page costs what is on it. Knows no HTTP (`api.py`) and trains nothing.
+page costs what is on it. Knows no HTTP (`api.py`), and not the folder that a training works in (`job.py`).
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Settings:
     """Of the dataset it begins with."""
 
 
-class Jobs:
+class Tunings:
     """Every training. `runs` must be fed by the same reader."""
 
     topics = ("item-planned",)
