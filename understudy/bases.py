@@ -1,7 +1,7 @@
 """From the `base` of a recipe to a folder or hub id, and to its chat template.
 
 Every station asks here, so trainer, engine and evaluator render a chat alike: a base without a template of its own
-gets the pinned plain one. Loads no weights and no tokenizer."""
+gets the pinned plain one. Loads no weights and no tokenizer, but says at once when one of a folder's JSON files is damaged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from understudy.errors import Invalid
 from understudy.plan import PlannedBase
@@ -35,7 +36,7 @@ class Base:
 def resolve(base: str, models: Path) -> Base:
     """Find `base`: a folder, a name under `models`, or a hub id `owner/name@revision`.
 
-    Raises `Invalid` when it is none of these, or is a folder without a model.
+    Raises `Invalid` when it is none of these, or is a folder without a model or with a damaged config.
     """
     for folder in (models / base, Path(base)):
         if _is_folder(folder):
@@ -43,6 +44,7 @@ def resolve(base: str, models: Path) -> Base:
                 raise Invalid(
                     f"Base model `{base}`: {folder} has no config.json", "Give a folder in Hugging Face format."
                 )
+            document(folder, "config.json")
             return Base(name=folder.name, path=str(folder.resolve()), revision=None, template=_template(folder))
     name, _, revision = base.partition("@")
     if base.startswith(("/", ".")) or name.count("/") != 1:
@@ -59,15 +61,18 @@ def resolve(base: str, models: Path) -> Base:
 
 
 def planned(reference: str, models: Path) -> PlannedBase:
-    """What a plan says of the base `reference`; raises as `resolve`."""
+    """What a plan says of the base `reference`; raises as `resolve`, and `Invalid` when a folder's files cannot be read."""
     base = resolve(reference, models)
-    local = base.revision is None
-    return PlannedBase(
-        name=base.name,
-        reference=reference,
-        revision=base.revision,
-        fingerprint=fingerprint(Path(base.path)) if local else None,
-    )
+    found = None
+    if base.revision is None:
+        folder = Path(base.path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            document(folder, name)
+        try:
+            found = fingerprint(folder)
+        except OSError as error:
+            raise damaged(Path(error.filename or folder / "config.json"), str(error.strerror)) from error
+    return PlannedBase(name=base.name, reference=reference, revision=base.revision, fingerprint=found)
 
 
 def as_planned(planned: PlannedBase, models: Path) -> Base:
@@ -96,6 +101,26 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def document(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model's folder; empty when there is none. Raises `Invalid` when it cannot be read."""
+    path = folder / name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise damaged(path, "it is no object")
+    return found
+
+
+def damaged(path: Path, why: str) -> Invalid:
+    """The error for a file of a model's folder that cannot be read."""
+    words = " ".join(why.split())[:300]
+    return Invalid(
+        f"Base model `{path.parent.name}`: {path} cannot be read ({words})", "Is it whole? Copy or download it again."
+    )
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -106,7 +131,4 @@ def _is_folder(path: Path) -> bool:
 def _template(folder: Path) -> Path | None:
     if (folder / "chat_template.jinja").is_file():
         return None
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("chat_template"):
-        return None
-    return PLAIN_TEMPLATE
+    return None if document(folder, "tokenizer_config.json").get("chat_template") else PLAIN_TEMPLATE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,8 @@ HUB = "hf:"
 """Before the name of a data set on the Hugging Face hub, as a source."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Metric = Literal["accuracy", "precision", "recall", "f1", "perplexity", "bleu", "rougeL"]
+CLASS_METRICS: frozenset[Metric] = frozenset(("accuracy", "precision", "recall", "f1"))
+"""Those for which an answer is right or wrong."""
 MAX_RECIPE_BYTES = 256 * 1024
 
 
@@ -128,8 +131,9 @@ class Training(Section):
     lora: Lora = Lora()
     quantize: Literal["none", "nf4"] = "none"
     epochs: float = Field(default=1, gt=0, le=100)
-    """Passes over the first variant's data. The other variants get the same number of tokens unless `budget: epochs`."""
+    """Passes, over what `budget` says."""
     budget: Literal["tokens", "epochs"] = "tokens"
+    """As many tokens as the first variant's data has, times the variant's own `epochs`; or passes over its own data."""
     batch_size: int = Field(default=16, ge=1, le=4096)
     """Examples per optimizer step."""
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
@@ -193,7 +197,7 @@ class Recipe(Section):
             if data not in self.datasets:
                 raise ValueError(f"{where}: no dataset called `{data}`{nearest(data, self.datasets)}")
         for name, panel in self.evaluation.panels.items():
-            classes = {"accuracy", "precision", "recall", "f1"} & set(panel.metrics)
+            classes = CLASS_METRICS & set(panel.metrics)
             if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
                 raise ValueError(f"evaluation.panels.{name}: {', '.join(sorted(classes))} need a `classify` dataset")
         return self
@@ -255,24 +259,60 @@ def parse(document: object, where: str) -> Recipe:
     """Validate a recipe given as plain data; `where` names it in errors."""
     if not isinstance(document, dict):
         raise Invalid(f"{where} is not a recipe: expected keys such as `datasets:` at the top level")
-    place = ""
+    below, looked_at = "", document
     try:
         recipe = Recipe.model_validate(document, extra="forbid")
         for name, variant in recipe.variants.items():
-            place = f"variants.{name}.training"  # as strict as the settings of all
-            Training.model_validate(_merged(recipe.training.model_dump(), variant.training), extra="forbid")
+            below = f"variants.{name}.training"  # as strict as the settings of all
+            looked_at = _merged(recipe.training.model_dump(), variant.training)
+            Training.model_validate(looked_at, extra="forbid")
         return recipe
     except ValidationError as error:
-        mistakes = "; ".join(_explain(each, place) for each in error.errors()[:3])
+        mistakes = "; ".join(_mistakes(error, looked_at, below)[:3])
         raise Invalid(f"{where}: {mistakes}", "See docs/recipes.md for every key.") from None
 
 
-def _explain(error: Any, below: str) -> str:
-    place = ".".join(filter(None, [below, *map(str, error["loc"])])) or "the recipe"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key `{place}`{nearest(str(error['loc'][-1]), _known_keys())}"
-    message = error["msg"].removeprefix("Value error, ")
-    return message if place == "the recipe" else f"`{place}`: {message}"
+def _mistakes(error: ValidationError, document: object, below: str) -> list[str]:
+    """A sentence for each place. Where a value may be of several kinds, about the kind that it comes nearest to."""
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for each in error.errors():
+        found.setdefault(_place(each, document), []).append(each)
+    inner = {place[:end] for place in found for end in range(len(place))}
+    return [_explain(".".join((*filter(None, [below]), *place)), found[place]) for place in found if place not in inner]
+
+
+def _place(error: Any, document: object) -> tuple[str, ...]:
+    """The keys that lead to a mistake, without the names of the Python types that were tried on the way."""
+    place: list[str] = []
+    for number, part in enumerate(error["loc"], start=1):
+        inside = {str(key): value for key, value in _entries(document)}
+        missing = number == len(error["loc"]) and error["type"] in ("missing", "string_pattern_mismatch")
+        if str(part) in inside or missing:
+            place.append(str(part))
+            document = inside.get(str(part))
+    return tuple(place)
+
+
+def _entries(document: object) -> Iterable[tuple[Any, Any]]:
+    if isinstance(document, dict):
+        return document.items()
+    return enumerate(document) if isinstance(document, list | tuple) else ()
+
+
+def _explain(place: str, errors: list[Any]) -> str:
+    if errors[0]["type"] == "extra_forbidden":
+        return f"unknown key `{place}`{nearest(str(errors[0]['loc'][-1]), _known_keys())}"
+    nearer = [each for each in errors if not each["type"].endswith(("_type", "literal_error"))] or errors
+    message = ", or: ".join(dict.fromkeys(_in_yaml(each) for each in nearer))
+    return f"`{place}`: {message}" if place else message
+
+
+def _in_yaml(error: Any) -> str:
+    """The message in the words of whoever writes YAML."""
+    if error["type"] in ("model_type", "dict_type"):
+        return "Input should be keys with values"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message.replace("Tuple", "List").replace("valid tuple", "valid list").replace(" after validation", "")
 
 
 def _known_keys() -> list[str]:

@@ -47,7 +47,8 @@ def clean(
 
     work: unfinished work on runs that are over or deleted. What an open run needs stays, however old it is.
 
-    cache: local copies of artifacts beyond SIZE, those first that were not used for longest. They are fetched again.
+    cache: local copies of artifacts beyond SIZE, those first that were not used for longest. They are fetched again. Copies
+    used within the last hour stay, so more than SIZE may.
 
     Runs, models, reports and uploaded files stay: `understudy delete` is for those. Services may be up meanwhile.
     """
@@ -72,11 +73,10 @@ def clean(
 
 def parse_size(text: str) -> int:
     """Bytes in `500MB`, `1.5GiB` or `1000`."""
-    found = re.fullmatch(r"([\d.]+)\s*([A-Z]*)", text.strip().upper())
-    try:
-        return int(float(found[1]) * UNITS[found[2]]) if found else int(text)
-    except (ValueError, KeyError):
-        raise typer.BadParameter(f"`{text}` is no size; give one like 500MB or 2GiB", param_hint="--cache") from None
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d*)?)\s*([A-Z]*)", text.strip().upper())
+    if found is None or found[2] not in UNITS:
+        raise typer.BadParameter(f"`{text}` is no size; give one like 500MB or 2GiB", param_hint="--cache")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def _run(found: Found, folder: Path) -> str:

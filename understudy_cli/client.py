@@ -26,6 +26,10 @@ class Unreachable(Transient):
     """The server does not answer, or not now."""
 
 
+class Deleted(NotFound):
+    """The run was there once."""
+
+
 class ModelFile(BaseModel):
     """One file of an adapter."""
 
@@ -39,7 +43,7 @@ class Source(Protocol):
     """Where runs and models are looked up, and runs are cancelled and deleted."""
 
     def run(self, run: str) -> RunState:
-        """State of one run; raises `NotFound`."""
+        """State of one run; raises `NotFound`, and `Deleted` when it was there once."""
 
     def runs(self, limit: int = 100) -> list[RunSummary]:
         """The newest runs, at most so many, newest first."""
@@ -50,8 +54,8 @@ class Source(Protocol):
     def cancel(self, state: RunState, item: str | None) -> None:
         """Wish that a run, or one item of it, ends."""
 
-    def delete(self, state: RunState) -> int:
-        """Forget a run; returns how many bytes of the store that freed."""
+    def delete(self, run: str) -> int:
+        """Forget a run, or what a deletion of earlier left; returns how many bytes of the store that freed."""
 
     def logs(self, run: str, item: str | None) -> str:
         """What happened to a run, or to one item of it, one line per event."""
@@ -97,14 +101,18 @@ class Gateway:
     def cancel(self, state: RunState, item: str | None) -> None:
         self._ask("POST", f"{_run(state.id)}/cancel", json={"item": item} if item else None)
 
-    def delete(self, state: RunState) -> int:
-        return int(self._ask("DELETE", _run(state.id)).json()["freed_bytes"])
+    def delete(self, run: str) -> int:
+        return int(self._ask("DELETE", _run(run)).json()["freed_bytes"])
 
     def logs(self, run: str, item: str | None) -> str:
         return self._ask("GET", f"{_run(run)}/logs", params={"item": item} if item else None).text
 
     def files(self, model: str) -> list[ModelFile]:
-        listed = self._ask("GET", f"{_model(model)}/files").json()["data"]
+        try:
+            listed = self._ask("GET", f"{_model(model)}/files").json()["data"]
+        except NotFound:
+            self._ask("GET", _model(model))  # says so when there is no such model; `.../files` might be another's name
+            raise
         return [ModelFile.model_validate(file) for file in listed]
 
     def content(self, model: str, file: ModelFile) -> Iterator[bytes]:
@@ -191,4 +199,6 @@ def _refusal(answer: httpx.Response, url: str) -> Exception:
         message = f"{url} answered {answer.status_code} to {answer.request.method} {answer.request.url.path}: {answer.text[:200]}"
     if answer.status_code >= 500:
         return Unreachable(message)
-    return NotFound(message) if answer.status_code == 404 else Invalid(message)
+    if answer.status_code == 404:
+        return Deleted(message) if "was deleted" in message else NotFound(message)
+    return Invalid(message)

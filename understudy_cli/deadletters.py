@@ -28,7 +28,12 @@ from understudy_cli.options import DataOption
 from understudy_cli.session import data_folder
 
 app = typer.Typer(no_args_is_help=True, help="Messages that a station gave up: list, show and replay them.")
-LEFT_ALONE = {"replayed": "replayed before", "deleted": "of deleted runs", "unreadable": "unreadable"}
+LEFT_ALONE = {
+    "replayed": "replayed before",
+    "cancelled": "of cancelled work",
+    "deleted": "of deleted runs",
+    "unreadable": "unreadable",
+}
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: everything that is known, as JSON")]
 
 
@@ -43,6 +48,8 @@ def list_(data: DataOption = None, as_json: JsonOption = False) -> None:
     open: waits for you. Repair what the reason says, then replay it.
 
     replayed: its message was published again since.
+
+    cancelled: what it is about was cancelled since. `understudy run` takes that up again.
 
     deleted: its run was deleted, so nobody needs it.
 
@@ -168,6 +175,12 @@ def _replayable(letter: Letter) -> Letter:
         raise Invalid(
             f"Dead letter {letter.id} cannot be replayed: what lay on {letter.topic} is no message of the belt ({letter.reason})",
             "Find who put it there; a newer Understudy may have, and can read it.",
+        )
+    if letter.status == "cancelled":
+        what = f"item {letter.item} of run {letter.run}" if letter.item else f"run {letter.run}"
+        raise Invalid(
+            f"Dead letter {letter.id} is about {what}, which was cancelled",
+            "Ask for the run again: `understudy run` takes it up.",
         )
     if letter.status == "deleted":
         raise Invalid(f"Dead letter {letter.id} is of run {letter.run}, which was deleted", "Ask for the run again.")

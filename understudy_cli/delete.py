@@ -7,6 +7,7 @@ import sys
 import typer
 
 from understudy.errors import Invalid
+from understudy_cli.client import Deleted
 from understudy_cli.console import output, size
 from understudy_cli.options import DataOption, RunArgument, ServerOption, YesOption
 from understudy_cli.run import report_page
@@ -22,13 +23,18 @@ def delete(run: RunArgument, yes: YesOption = False, server: ServerOption = None
     understudy delete quickstart-0123456789 --yes
 
     Its models no longer answer on the endpoint, and work that goes on is stopped. Uploaded files stay, and so does what
-    another run made as well, byte for byte. The command that began the run makes it anew.
+    another run made as well, byte for byte. The command that began the run makes it anew. A deletion that failed half-way
+    is finished by the same command.
     """
     folder = data_folder(data)
     with lookup(server, folder) as source:
-        state = source.run(run)
-        confirm(f"Delete run {run} ({state.status}: {counts(state)}) and all that it made?", yes)
-        freed = source.delete(state)
+        try:
+            state = source.run(run)
+        except Deleted:
+            pass  # perhaps the store was away then: what is left goes now
+        else:
+            confirm(f"Delete run {run} ({state.status}: {counts(state)}) and all that it made?", yes)
+        freed = source.delete(run)
     report_page(folder, run).unlink(missing_ok=True)
     output().print(f"Run {run} is deleted; {size(freed)} were freed.")
 

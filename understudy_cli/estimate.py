@@ -88,6 +88,8 @@ class Shape(NamedTuple):
     hidden: int
     intermediate: int
     vocabulary: int
+    named: bool = False
+    """`linear` has every layer by the name that the trainer knows it by."""
 
 
 class Memory(NamedTuple):
@@ -99,9 +101,37 @@ class Memory(NamedTuple):
     total: Range
 
 
-def smallest_difference(rows: int, disagreement: float = DISAGREEMENT) -> float:
-    """The share of right answers by which two models must differ for a paired test to find it; 1 when rows are too few."""
-    return min(1.0, Z * math.sqrt(disagreement / rows)) if rows else 1.0
+class Shows(NamedTuple):
+    """The smallest difference between two models that a panel can show."""
+
+    difference: float | None
+    """Share of right answers, or standard deviations of the paired difference; None: the rows are too few for any."""
+    disagreement: float | None = None
+    """Share of the rows on which the two differ in being right, as it was taken to be."""
+
+
+def shown_of_classes(rows: int) -> Shows:
+    """Where answers are right or wrong: of a paired test when models disagree on `DISAGREEMENT` of the rows.
+
+    Two models that disagree on so many rows cannot differ by more than that. Where it would take more, it is the difference
+    that shows when every row on which they disagree speaks for the same model: d = Z * sqrt(d / rows).
+    """
+    if rows * DISAGREEMENT >= Z**2:
+        return Shows(Z * math.sqrt(DISAGREEMENT / rows), DISAGREEMENT)
+    return Shows(Z**2 / rows if rows >= Z**2 else None)
+
+
+def shown_of_scores(rows: int) -> Shows:
+    """Where every answer has a score, in standard deviations of the difference between the two scores of a row."""
+    return Shows(Z / math.sqrt(rows) if rows else None)
+
+
+def unknown_targets(shape: Shape, training: Training) -> list[str]:
+    """LoRA targets that name no layer of the base, as far as its layers' names are known."""
+    targets = training.lora.targets
+    if isinstance(targets, str) or not shape.named:
+        return []
+    return sorted(set(targets) - {layer.name for layer in shape.linear})
 
 
 def corpus(lengths: Sequence[int], rows: int, max_length: int) -> Corpus:

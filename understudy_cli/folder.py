@@ -26,7 +26,7 @@ from understudy.errors import Invalid, NotFound
 from understudy.settings import Settings
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.terms import STATIONS, Artifact
-from understudy_cli.client import ModelFile
+from understudy_cli.client import Deleted, ModelFile
 
 PIECE = 1 << 20
 """Bytes."""
@@ -52,10 +52,10 @@ class Folder:
             state = there.runs.get(run)
             deleted = there.runs.deleted(run)
         if state is None:
-            raise NotFound(
-                f"Run `{run}` was deleted" if deleted else f"There is no run `{run}` in {self._settings.data}",
-                "`understudy runs` lists those there are.",
-            )
+            remedy = "`understudy runs` lists those there are."
+            if deleted:
+                raise Deleted(f"Run `{run}` was deleted", remedy)
+            raise NotFound(f"There is no run `{run}` in {self._settings.data}", remedy)
         return state
 
     def runs(self, limit: int = 100) -> list[RunSummary]:
@@ -73,12 +73,15 @@ class Folder:
             assert bus
             requests.cancel(bus, state.id, state.generation, item)
 
-    def delete(self, state: RunState) -> int:
+    def delete(self, run: str) -> int:
+        with known(self._settings.data) as there:
+            state = there.runs.get(run)
+            generation = state.generation if state else there.runs.deleted(run)
         with bus_of(self._settings.data) as bus:
             assert bus
-            freed = requests.delete(bus, self._store(), state.id, state.generation)
+            freed = requests.delete(bus, self._store(), run, generation)
         for station in STATIONS:  # services forget only what is deleted while they live
-            scratch.forget(self._settings.data / "work" / station / "0", state.id)
+            scratch.forget(self._settings.data / "work" / station / "0", run)
         return freed
 
     def logs(self, run: str, item: str | None) -> str:
@@ -99,7 +102,7 @@ class Folder:
         with known(self._settings.data) as there:
             served = there.models.get(model)
         if served is None:
-            raise NotFound(f"There is no model `{model}` in {self._settings.data}")
+            raise NotFound(f"The model `{model}` does not exist in {self._settings.data}")
         if served.message.adapter is None:
             raise Invalid(f"`{model}` is a base model, not an adapter", "It lies where the recipe's `base` says.")
         return served.message.adapter

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.settings import TrainerSettings
-from understudy.bases import Base
+from understudy.bases import Base, damaged, document
 from understudy.errors import Invalid
 from understudy.service.machine import cores, memory
 from understudy_cli.estimate import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, Device, Linear, Shape
@@ -27,6 +27,8 @@ MOST_HEADER = 100 << 20
 RATE_SECONDS = 0.25
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
 """Words in the names of matrices that no LoRA sits on."""
+NAMED_ALIKE = frozenset(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "smollm3"))
+"""Kinds of models whose layers are called in memory as in the file: others may be split or joined when they are loaded."""
 
 
 class Tokens:
@@ -36,6 +38,7 @@ class Tokens:
         folder = None if base.revision else Path(base.path)
         self._encode = _encoder(folder)
         self._render = _renderer(base, folder)
+        self.exact = self._encode is not None and self._render is not None
         self.how = "the base's tokenizer" if self._encode else f"{CHARACTERS_PER_TOKEN} characters each"
 
     def lengths(self, examples: Sequence[tuple[str, str]]) -> list[int]:
@@ -54,7 +57,10 @@ def _encoder(folder: Path | None) -> Callable[[Sequence[str]], list[int]] | None
         from tokenizers import Tokenizer
     except ImportError:
         return None
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise damaged(folder / "tokenizer.json", str(error)) from error
     return lambda texts: [len(each.ids) for each in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
@@ -64,7 +70,6 @@ def _renderer(base: Base, folder: Path | None) -> Callable[[str, str], str] | No
     if source is None:
         return None
     try:
-        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         return None
@@ -77,7 +82,7 @@ def _renderer(base: Base, folder: Path | None) -> Callable[[str, str], str] | No
     try:
         template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
         render("a", "b")
-    except (TemplateError, TypeError):  # it wants more than we have
+    except Exception:  # it wants more than we have; a template may raise anything
         return None
     return render
 
@@ -85,9 +90,11 @@ def _renderer(base: Base, folder: Path | None) -> Callable[[str, str], str] | No
 def _template(base: Base, folder: Path | None) -> str | None:
     path = base.template or (folder and folder / "chat_template.jinja")
     if path and path.is_file():
-        return path.read_text(encoding="utf-8")
-    config = folder and folder / "tokenizer_config.json"
-    found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config and config.is_file() else None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise damaged(path, str(error)) from error
+    found = document(folder, "tokenizer_config.json").get("chat_template") if folder else None
     return found if isinstance(found, str) else None
 
 
@@ -99,12 +106,15 @@ def shape(base: Base) -> Shape | None:
     if base.revision:
         return None
     folder = Path(base.path)
+    config = document(folder, "config.json")
+    named = config.get("model_type") in NAMED_ALIKE and "quantization_config" not in config
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = config.get("text_config", config)
         weights = {name: size for file in sorted(folder.glob("*.safetensors")) for name, size in _header(file).items()}
         hidden, layers, vocabulary = (int(config[key]) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        inner = int(config.get("intermediate_size") or 4 * hidden)
+        parameters = sum(math.prod(size) for size in weights.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise Invalid(
             f"Base model `{base.name}`: config.json or the weights in {folder} cannot be read ({error!r})",
             "Is it a complete causal language model, with weights as safetensors?",
@@ -113,7 +123,6 @@ def shape(base: Base) -> Shape | None:
         raise Invalid(
             f"Base model `{base.name}`: there are no weights in .safetensors files in {folder}", "Convert them."
         )
-    parameters = sum(math.prod(size) for size in weights.values())
     matrices = {name: size for name, size in weights.items() if len(size) == 2 and name.endswith(".weight")}
     linear = tuple(
         Linear(name.split(".")[-2], *size)
@@ -121,8 +130,7 @@ def shape(base: Base) -> Shape | None:
         if not any(word in name for word in EMBEDDINGS)
     )
     looked_up = vocabulary * hidden if any("lm_head" in name for name in matrices) else 0
-    inner = int(config.get("intermediate_size") or 4 * hidden)
-    return Shape(parameters, parameters - looked_up, linear, layers, hidden, inner, vocabulary)
+    return Shape(parameters, parameters - looked_up, linear, layers, hidden, inner, vocabulary, named)
 
 
 def _header(path: Path) -> dict[str, list[int]]:
@@ -132,7 +140,7 @@ def _header(path: Path) -> dict[str, list[int]]:
         if length > MOST_HEADER:
             raise ValueError(f"{path.name} is no safetensors file")
         header = dict(json.loads(file.read(length)))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: [int(n) for n in entry["shape"]] for name, entry in header.items() if name != "__metadata__"}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import typer
 from understudy.bases import planned, resolve
 from understudy.errors import Invalid
 from understudy.plan import Item, Plan, make, prompts_dataset
+from understudy.recipe import CLASS_METRICS, Panel
 from understudy.settings import Settings
 from understudy_cli import estimate
 from understudy_cli.console import output
@@ -65,6 +66,7 @@ def compute(plan: Plan, data: Path) -> dict[str, Any]:
     """Everything that can be said, as plain data."""
     try:
         from services.datagen.pools import wanted
+        from services.trainer.preflight import check_lengths
         from understudy_cli import measure, sample
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "services":
@@ -84,18 +86,38 @@ def compute(plan: Plan, data: Path) -> dict[str, Any]:
     def lengths(dataset: str, base: int) -> tuple[int, ...]:
         return tuple(tokens(base).lengths(list(looked[dataset].examples(plan.seed))))
 
+    @cache
+    def shortest(dataset: str, base: int) -> int:
+        return min(tokens(base).lengths(list(looked[dataset].examples(plan.seed, shortest=True))))
+
     def corpora(item: Item) -> dict[str, estimate.Corpus]:
         assert item.training
         most = item.training.max_length
         names = {name for stage in (*item.stages, *item.budget_stages) for name in stage}
         return {n: estimate.corpus(lengths(n, item.base), looked[n].splits.get("train", 0), most) for n in names}
 
+    def too_long(item: Item, name: str) -> str | None:
+        """That no row which was looked at is short enough; raises `Invalid` when that is true of all there are."""
+        assert item.training
+        most = item.training.max_length
+        if min(lengths(name, item.base)) <= most:
+            return None
+        generator = looked[name].generator
+        known = looked[name].whole and tokens(item.base).exact and not (generator and generator.kind == "llm")
+        if known and shortest(name, item.base) > most:
+            check_lengths(name, 0, looked[name].splits.get("train", 0), most)
+        return f"dataset `{name}`: none of the first rows has at most {most:,} tokens (`max_length`)"
+
+    for item in plan.items:
+        if item.training and (layers := shape(item.base)):
+            _check_targets(item, layers)
     items = []
     for item in plan.items:
         about: dict[str, Any] = {"name": item.name, "base": plan.base_of(item).name, "trained_on": item.what}
         if item.training:
             named = {name for stage in (*item.stages, *item.budget_stages) for name in stage}
             dark = [f"dataset `{name}`: {looked[name].unknown}" for name in sorted(named) if looked[name].unknown]
+            dark = dark or [why for name in sorted(named) if (why := too_long(item, name))]
             about |= {"unknown": dark[0]} if dark else _training(item, corpora(item), shape(item.base), machine)
         items.append(about)
     return {
@@ -112,8 +134,20 @@ def compute(plan: Plan, data: Path) -> dict[str, Any]:
         "items": items,
         "totals": _totals(items),
         "llm": [_llm(each, plan.seed) for each in looked.values() if each.generator and each.generator.kind == "llm"],
-        "panels": [_panel(name, looked[panel.dataset or prompts_dataset(name)]) for name, panel in plan.panels.items()],
+        "panels": [
+            _panel(name, panel, looked[panel.dataset or prompts_dataset(name)]) for name, panel in plan.panels.items()
+        ],
     }
+
+
+def _check_targets(item: Item, shape: estimate.Shape) -> None:
+    """Raises `Invalid` when a LoRA target names no layer of the base."""
+    assert item.training
+    if unknown := estimate.unknown_targets(shape, item.training):
+        raise Invalid(
+            f"{item.name}: `training.lora.targets`: the base has no layer called {', '.join(unknown)}",
+            f"Choose from {', '.join(sorted({layer.name for layer in shape.linear}))}, or `all-linear`.",
+        )
 
 
 def _dataset(looked: Looked, lengths: tuple[int, ...]) -> dict[str, Any]:
@@ -195,9 +229,16 @@ def _llm(looked: Looked, seed: int) -> dict[str, Any]:
     return about | {"rows": rows, "usd": usd, "budget_usd": generator.budget_usd}
 
 
-def _panel(name: str, looked: Looked) -> dict[str, Any]:
+def _panel(name: str, panel: Panel, looked: Looked) -> dict[str, Any]:
     if looked.unknown:
         return {"name": name, "unknown": looked.unknown}
-    rows = looked.splits["test"]
-    difference = estimate.smallest_difference(rows)
-    return {"name": name, "rows": rows, "estimated": not looked.sure, "smallest_difference": difference}
+    rows, of_classes = looked.splits["test"], bool(CLASS_METRICS & set(panel.metrics))
+    shows = estimate.shown_of_classes(rows) if of_classes else estimate.shown_of_scores(rows)
+    return {
+        "name": name,
+        "rows": rows,
+        "estimated": not looked.sure,
+        "measured_in": "share of right answers" if of_classes else "standard deviations of the paired difference",
+        "smallest_difference": shows.difference,
+        "disagreement": shows.disagreement,
+    }

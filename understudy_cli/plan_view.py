@@ -28,9 +28,18 @@ def print_plan(found: Mapping[str, Any], out: Console) -> None:
 
 
 def panel_line(panel: Mapping[str, Any]) -> str:
-    """`200 rows at 10 % disagreement see 6.3 points or more`."""
-    points = f"{100 * panel['smallest_difference']:.1f}"
-    return f"{panel['rows']:,} rows at {DISAGREEMENT:.0%} disagreement see {points} points or more".replace("%", " %")
+    """`200 rows at 10 % disagreement see 6.3 points or more`, or what else its rows can show."""
+    rows, smallest, share = _count(panel["rows"], "row"), panel["smallest_difference"], f"{100 * DISAGREEMENT:.0f} %"
+    if smallest is None:
+        return f"{rows}, too few to show any difference"
+    if panel["measured_in"] != "share of right answers":
+        return f"{rows} see {smallest:.2f} standard deviations of the paired difference or more"
+    if panel["disagreement"]:
+        return f"{rows} at {share} disagreement see {100 * smallest:.1f} points or more"
+    return (
+        f"{rows}, too few to show anything at {share} disagreement; the least that can show at all is"
+        f" {100 * smallest:.1f} points, when every row that differs does so in the same direction"
+    )
 
 
 def _datasets(datasets: Sequence[Mapping[str, Any]]) -> Table:

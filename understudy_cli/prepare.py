@@ -6,11 +6,13 @@ because a run's id follows from what was written. Does not look inside data file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from understudy.errors import Invalid
+from understudy.hints import meant
 from understudy.recipe import FILE_ID, HUB, Recipe, load
 
 
@@ -89,8 +91,10 @@ def _checked(folder: Path, source: str, where: str) -> Path:
             if not file.read(1):
                 raise Invalid(f"{where}: {path} is empty", "Give a file with a header and rows.")
     except FileNotFoundError:
+        beside = [each.name for each in path.parent.iterdir()] if os.access(path.parent, os.R_OK) else []
         raise Invalid(
-            f"{where}: there is no file {path}", "Paths in a recipe start at its folder; hub data is `hf:NAME`."
+            f"{where}: there is no file {path}{meant(path.name, beside)}",
+            "Paths in a recipe start at its folder; hub data is `hf:NAME`.",
         ) from None
     except OSError as error:
         raise Invalid(f"{where}: cannot read {path}: {error.strerror}", "Check its permissions.") from None

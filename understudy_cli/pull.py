@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from understudy.errors import Invalid, Transient
+from understudy.errors import Invalid, Transient, disk_full
 from understudy.store.folder import digest
 from understudy_cli.client import ModelFile, Source
 from understudy_cli.console import errors, output, size
@@ -51,11 +51,21 @@ def pull(
 
 
 def fetch(source: Source, model: str, files: Sequence[ModelFile], target: Path, console: Console) -> None:
-    """Make `target` with these files; raises `Invalid` when it is there already or a path leads out of it."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Invalid(f"{target} is there already", "Name a folder that is not there yet.")
+    """Make `target` with these files; raises `Invalid` when it is there already, a path leads out of it, or it cannot be made."""
     for file in files:
         check(file, model)
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise Invalid(f"{target} is there already", "Name a folder that is not there yet.")
+        _gather(source, model, files, target, console)
+    except OSError as error:
+        raise disk_full(error, target) or Invalid(
+            f"Cannot make {target}: {error.filename or target}: {error.strerror}",
+            "Name another folder, or see what is in the way.",
+        ) from error
+
+
+def _gather(source: Source, model: str, files: Sequence[ModelFile], target: Path, console: Console) -> None:
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with _progress(console) as progress:

@@ -18,7 +18,7 @@ from understudy.belt.folds.views import OVER, RunState
 from understudy.errors import Invalid, NotFound, disk_full
 from understudy.recipe import Recipe
 from understudy.settings import Settings
-from understudy_cli.client import Gateway, Source
+from understudy_cli.client import Deleted, Gateway, Source
 from understudy_cli.console import errors, output
 from understudy_cli.options import BaseOption, DataOption, RecipeArgument, ServerOption, SourceOption
 from understudy_cli.prepare import prepare, upload
@@ -80,17 +80,23 @@ def run(
 
 
 def begin(gateway: Gateway, recipe: Recipe, fresh: bool, err: Console) -> RunState:
-    """Ask for the run; the latest attempt counts, unless a fresh one is wanted. The server takes up what is not complete."""
+    """Ask for the run; the latest attempt counts, unless a fresh one is wanted. The server takes up what is not complete.
+
+    Attempts that were deleted are passed over: a later one may still be there.
+    """
     state, attempt = None, ""
     for number in count(1):
         word = str(number) if number > 1 else ""
         try:
             state, attempt = gateway.run(recipe.run_id(word)), word
+        except Deleted:
+            continue
         except NotFound:
             break
     if state and not fresh:
         err.print(f"Run {state.id} {standing(state)}")
         return gateway.start(recipe, attempt)
+    word = word if fresh else ""
     state = gateway.start(recipe, word)
     err.print(f"Run {state.id}{f' (attempt {word})' if word else ''} started.")
     return state

@@ -64,9 +64,10 @@ class Looked:
         """Whether the splits are as said even if the source had half as many rows."""
         return self.whole or 0 < 2 * sum(self.wanted.counts().values()) <= self.usable
 
-    def examples(self, seed: int) -> Iterator[tuple[str, str]]:
-        """(what the user says, the answer) of some of the rows."""
-        for candidate in self.candidates[:TOKENISED]:
+    def examples(self, seed: int, shortest: bool = False) -> Iterator[tuple[str, str]]:
+        """(what the user says, the answer) of some of the rows: the first, or the shortest."""
+        size = (lambda each: len(each.text) + len(each.answer)) if shortest else (lambda _: 0)
+        for candidate in sorted(self.candidates, key=size)[:TOKENISED]:
             if not self.wanted.classifies():
                 yield candidate.text, candidate.answer
             elif self.generator and self.generator.kind == "llm":
@@ -104,8 +105,10 @@ def look(wanted: Wanted, store: ArtifactStore) -> Looked:
         sieve.take(row)
     candidates = sieve.candidates()
     labels = tuple(sorted({str(candidate.label) for candidate in candidates})) if wanted.classifies() else ()
+    pools = Pools(sources, settings.max_text_chars, settings.max_labels)
     if whole or not candidates:
-        Pools(sources, settings.max_text_chars, settings.max_labels).check(wanted)
+        pools.check(wanted)
+    pools.check_labels(wanted, source.name, candidates)
     if not candidates:
         return Looked(wanted, unknown=f"none of the first {LOOKED_AT:,} rows of {source.name} can be used")
     total = len(first) if whole else _rows_in(Path(wanted.source).expanduser(), first)

@@ -113,8 +113,23 @@ class Pools:
         rows, sieve = sift(wanted, source, self.max_text_chars)
         for row in itertools.islice(rows, CHECKED_ROWS):
             sieve.take(row)
+        candidates = sieve.candidates()
         if next(rows, None) is None:
-            self._labels(wanted, source, sieve, sieve.candidates())
+            self._labels(wanted, source, sieve, candidates)
+        else:
+            self.check_labels(wanted, source.name, candidates)
+
+    def check_labels(self, wanted: Wanted, source: str, candidates: Sequence[Candidate]) -> None:
+        """Raises `Invalid` when there are too many classes, which more rows can only make more."""
+        if wanted.dataset is None or not wanted.classifies():
+            return
+        count, column = len({candidate.label for candidate in candidates}), wanted.dataset.columns.label
+        if count > self.max_labels:
+            raise Invalid(
+                f"Dataset `{wanted.name}`: {source} has {count:,} different labels in column `{column}`,"
+                f" at most {self.max_labels} are taken",
+                "Is this the right column? Or map its values to fewer classes under `labels:`.",
+            )
 
     def read(self, wanted: Wanted, seed: int, say: Say) -> Generator[Progress, None, Pool]:
         """Read and sift all rows, and choose the test rows. Raises `Invalid` when there is nothing to learn from."""
@@ -145,11 +160,7 @@ class Pools:
                 f"{where} has one label only: all {len(candidates):,} usable rows are `{labels[0]}`{why}",
                 f"There is nothing to tell apart. Check column `{column}` and `labels:` in the recipe.",
             )
-        if len(labels) > self.max_labels:
-            raise Invalid(
-                f"{where} has {len(labels):,} different labels in column `{column}`, at most {self.max_labels} are taken",
-                "Is this the right column? Or map its values to fewer classes under `labels:`.",
-            )
+        self.check_labels(wanted, source.name, candidates)
         return tuple(labels)
 
 

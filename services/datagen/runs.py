@@ -5,14 +5,16 @@
 
 A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. What was asked for is on the
 bus, and in what everybody here is shown, when a method returns. All methods block; several replicas may do the same at
-the same time. Holds no state and knows no HTTP (`api.py`).
+the same time. Knows no HTTP (`api.py`) and remembers nothing: the locks only keep what one process begins and deletes
+under the same id apart.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.datagen.pools import Pools, wanted
@@ -29,6 +31,8 @@ PATIENCE = 2.0
 """Seconds in which what was published must have been read again."""
 MOST_KNOWN = 100
 """Runs, the newest, among which the one that was meant is looked for."""
+LOCKS = 64
+"""Each for many runs: there are always more runs than locks."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Desk:
     models: Path
     """Folder of bundled base models."""
     window: int = plan.WINDOW
+    _locks: tuple[threading.Lock, ...] = field(default_factory=lambda: tuple(threading.Lock() for _ in range(LOCKS)))
+    """A run's own, or one that it shares with others: what is begun must not lose its plan to a deletion under way."""
 
     def begin(self, document: object, fresh: str = "") -> RunState:
         """The run that a recipe asks for: a new one, one that is there, or one that failed or was cancelled and goes on.
@@ -49,17 +55,18 @@ class Desk:
         self._caught_up()  # else a run of earlier would be put on the bus once more
         parsed = recipe.parse(document, "the recipe")
         run, runs, store = parsed.run_id(fresh), self.kernel.runs, self.kernel.store
-        state = runs.get(run)
-        if state and (state.status not in OVER or _complete(state)):
-            return state
-        generation = 1 + (state.generation if state else runs.deleted(run))
-        before = store.find(keys.plan(run))
-        planned = self.kernel.plans.get(before) if before else plan.make(parsed, self._planned, self.window)
-        if state is None:
-            for each in wanted(planned):
-                self.pools.check(each)
-        requests.begin(self.kernel.bus, store, run, planned, generation)
-        return self._once(run, lambda state: state.generation >= generation)
+        with self._lock(run):
+            state = runs.get(run)
+            if state and (not self._ends(state) or _complete(state)):
+                return state
+            generation = 1 + (state.generation if state else runs.deleted(run))
+            before = store.find(keys.plan(run))
+            planned = self.kernel.plans.get(before) if before else plan.make(parsed, self._planned, self.window)
+            if state is None:
+                for each in wanted(planned):
+                    self.pools.check(each)
+            requests.begin(self.kernel.bus, store, run, planned, generation)
+            return self._once(run, lambda state: state.generation >= generation)
 
     def cancel(self, run: str, item: str | None = None) -> RunState:
         """Wish that a run, or one of its items, ends; nothing happens to a run that is over. Raises `NotFound`."""
@@ -72,21 +79,27 @@ class Desk:
         return self._once(run, lambda _: control.book(run).cancels(item or "", state.generation))
 
     def delete(self, run: str) -> int:
-        """Forget a run, also one that is not over; returns how many bytes of the store that freed. Raises `NotFound`."""
+        """Forget a run, also one that is not over; returns how many bytes of the store that freed. Raises `NotFound`.
+
+        One that was deleted before has its store looked through again: perhaps that was away, or a station put something since.
+        """
         self._caught_up()
         runs, store = self.kernel.runs, self.kernel.store
-        if runs.get(run) is None and runs.deleted(run):  # perhaps the store was away when that was done
-            return store.delete_all(keys.run(run))
-        state = self.get(run)
-        freed = requests.delete(self.kernel.bus, store, run, state.generation)
-        _until(lambda: runs.deleted(run) >= state.generation)
-        return freed
+        with self._lock(run):
+            if runs.get(run) is None and runs.deleted(run):
+                return store.delete_all(keys.run(run))
+            state = self.get(run)
+            freed = requests.delete(self.kernel.bus, store, run, state.generation)
+            _until(lambda: runs.deleted(run) >= state.generation)
+            return freed
 
     def get(self, run: str) -> RunState:
         """One run; raises `NotFound`."""
         if state := self.kernel.runs.get(run):
             return state
         self._caught_up()
+        if self.kernel.runs.deleted(run):
+            raise NotFound(f"Run `{run}` was deleted", "What began it begins it anew.")
         newest, _ = self.kernel.runs.page(None, MOST_KNOWN) or ([], False)
         near = meant(run, [known.id for known in newest])
         raise NotFound(f"There is no run `{run}`{near}", "GET /v1/runs lists those that exist.")
@@ -103,6 +116,13 @@ class Desk:
         """What happened to a run, or to one of its items, a line for each event. Raises `NotFound`."""
         self._of(run, item)
         return "\n".join(history.told(self.kernel.bus, self.kernel.store, run, item)) + "\n"
+
+    def _lock(self, run: str) -> threading.Lock:
+        return self._locks[hash(run) % LOCKS]
+
+    def _ends(self, state: RunState) -> bool:
+        """Whether nothing more will come of this generation, though what says so may still be on its way."""
+        return state.status in OVER or self.kernel.control.book(state.id).cancelled >= state.generation
 
     def _of(self, run: str, item: str | None) -> RunState:
         """A run that has that item."""

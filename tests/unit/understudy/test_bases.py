@@ -45,6 +45,14 @@ def test_what_does_not_exist_is_named_with_what_does(models: Path) -> None:
         resolve("empty", models)
 
 
+@pytest.mark.parametrize("content", ["", '{"a": ', "[1]", "null", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_damaged_file_is_named_with_the_remedy(models: Path, name: str, content: str) -> None:
+    (models / "tiny" / name).write_text(content)
+    with pytest.raises(Invalid, match=rf"(?s)Base model `tiny`: .*/{name} cannot be read .*download it again"):
+        planned("tiny", models)
+
+
 def test_a_base_is_the_one_that_was_planned_or_an_error(models: Path) -> None:
     plan = planned("tiny", models)
     assert as_planned(plan, models) == resolve("tiny", models)

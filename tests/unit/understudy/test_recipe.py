@@ -42,6 +42,30 @@ def test_an_unknown_key_names_itself_and_the_nearest() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base": []}, "r.yaml: `base`: List should have at least 1 item, not 0. "),
+        ({"base": 3}, "r.yaml: `base`: Input should be a valid string, or: Input should be a valid list. "),
+        ({"base": ["a", 3]}, "r.yaml: `base.1`: Input should be a valid string. "),
+        ({"variants": {"v": {"train": {"d": -1}}}}, "r.yaml: `variants.v.train.d`: Input should be greater than 0. "),
+        ({"variants": {"v": {"train": []}}}, "r.yaml: `variants.v.train`: List should have at least 1 item, not 0. "),
+        ({"training": {"lora": 3}}, "r.yaml: `training.lora`: Input should be keys with values. "),
+        (
+            {"variants": {"v": {"train": "d", "training": {"lora": {"targets": 3}}}}},
+            "r.yaml: `variants.v.training.lora.targets`: Input should be a valid list, or: Input should be 'all-linear'. ",
+        ),
+        (
+            {"training": {"epochs": -1, "lora": {"rang": 8}}},
+            "unknown key `training.lora.rang` (did you mean `training`?); `training.epochs`: Input should be greater than 0. ",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_the_words_of_the_file(change: dict[str, object], says: str) -> None:
+    """Its place is what is written there, never the Python type that was tried, and it is told once."""
+    assert says in refused(change)
+
+
 def test_a_nested_mistake_names_its_place() -> None:
     assert "`training.lora.r`" in refused({"training": {"lora": {"r": 7}}})
     assert "variants.v: no dataset called `e`" in refused({"variants": {"v": {"train": "e"}}})

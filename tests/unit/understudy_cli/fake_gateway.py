@@ -5,7 +5,8 @@
 Runs are finished after a few looks; `doomed` fails as a whole, `patchy` loses an item in its first generation, `slow` takes
 until the file `hurry` appears. A run that is cancelled keeps what is in its report; asked for again it is taken up as the
 next generation. The adapter of `ft:seedling:quick:mine` can be fetched; that of `ft:seedling:quick:evil` leads elsewhere,
-and that of `ft:seedling:quick:torn` does not arrive whole while the file `torn` is there.
+and that of `ft:seedling:quick:torn` does not arrive whole while the file `torn` is there. What was deleted is told from what
+never was.
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send(f"12:00:00  {found[2] or 'the run'}: asked for\n".encode())
         elif found := re.fullmatch(r"/v1/models/ft:seedling:quick:(mine|evil|torn)/files(?:/(.+))?", path):
             self.file(found[1], found[2])
+        elif found := re.fullmatch(r"/v1/models/(.+)", path):
+            self.refuse(404, f"The model `{found[1]}` does not exist.")
+        elif (DATA / "deleted" / path.rpartition("/")[2]).exists():
+            self.refuse(404, f"Run `{path.rpartition('/')[2]}` was deleted")
         else:
             self.refuse(404, f"There is nothing at {path}")
 
@@ -91,9 +96,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         run = self.path.rpartition("/")[2]
+        (DATA / "deleted").mkdir(exist_ok=True)
         if (KEPT / run).exists():
-            (KEPT / run).unlink()
+            (KEPT / run).rename(DATA / "deleted" / run)
             self.answer({"id": run, "object": "run", "freed_bytes": 3 << 20, "deleted": True})
+        elif (DATA / "deleted" / run).exists():
+            self.answer({"id": run, "object": "run", "freed_bytes": 0, "deleted": True})
         else:
             self.refuse(404, f"There is no run `{run}`")
 

@@ -222,9 +222,44 @@ def test_delete_asks_first_and_says_what_was_freed(
     assert (code, out) == (0, f"Run {run} is deleted; 3.0 MiB were freed.\n")
     assert asked == [f"Delete run {run} (finished: 2 scored) and all that it made?"]
     assert not page.exists()
-    code, _, err = cli("delete", run, "--yes", "--server", server)
+    code, out, _ = cli("delete", run, "--server", server)
+    assert (code, out) == (0, f"Run {run} is deleted; 0 bytes were freed.\n"), "what a first try may have left goes now"
+    assert len(asked) == 1
+    code, _, err = cli("delete", "never-heard-of", "--yes", "--server", server)
     assert code == 1
-    assert run in err
+    assert "never-heard-of" in err
+
+
+def test_a_run_that_is_deleted_while_it_is_watched_ends_the_command_at_once(
+    cli: Cli, server: str, tmp_path: Path
+) -> None:
+    """Exit code 1 and that word, not a minute of reconnecting."""
+    with understudy("run", recipe(tmp_path, "slow", seed="9"), "--server", server) as process:
+        assert process.stderr
+        seen = ""
+        while "training" not in seen:
+            seen += process.stderr.readline()
+        run = seen.split()[1]
+        assert cli("delete", run, "--yes", "--server", server)[0] == 0
+        rest = process.stderr.read()
+        assert process.wait(5) == 1
+    assert f"understudy: Run `{run}` was deleted" in rest
+    assert "reconnecting" not in rest
+
+
+def test_a_later_attempt_is_found_though_the_first_was_deleted(cli: Cli, server: str, tmp_path: Path) -> None:
+    """And when all are deleted the first is made anew; a fresh one never takes the place of one that was there."""
+    path = recipe(tmp_path, "again", seed="9")
+    first = cli("run", path, "--server", server)[2].split()[1]
+    second = cli("run", path, "--server", server, "--fresh")[2].split()[1]
+    assert cli("delete", first, "--yes", "--server", server)[0] == 0
+    err = cli("run", path, "--server", server)[2]
+    assert f"Run {second} was finished before" in err
+    assert cli("delete", second, "--yes", "--server", server)[0] == 0
+    third = cli("run", path, "--server", server, "--fresh")[2]
+    assert "(attempt 3) started" in third
+    assert cli("delete", third.split()[1], "--yes", "--server", server)[0] == 0
+    assert f"Run {first} started" in cli("run", path, "--server", server)[2]
 
 
 def test_logs_are_printed_as_the_server_has_them(cli: Cli, server: str, tmp_path: Path) -> None:
@@ -510,7 +545,30 @@ def test_pull_never_leaves_its_folder(cli: Cli, server: str, tmp_path: Path) -> 
     assert "`../outside`, which would not stay in the folder" in err
     assert not (tmp_path / "outside").exists()
     assert not (tmp_path / ".evil.partial").exists()
-    assert cli("pull", "nobody", "x", "--server", server)[0] == 1
+    code, _, err = cli("pull", "nobody", "x", "--server", server)
+    assert code == 1
+    assert err.startswith("understudy: The model `nobody` does not exist")
+
+
+def test_pull_into_what_cannot_be_written_is_one_paragraph(cli: Cli, server: str, tmp_path: Path) -> None:
+    """A file where a folder must be: the target's parent, or the one that gathers."""
+    (tmp_path / "file").touch()
+    (tmp_path / ".mine.partial").touch()
+    for target, place in (("file/mine", "file/.mine.partial"), ("mine", ".mine.partial"), ("x" * 300, "x" * 300)):
+        code, _, err = cli("pull", "ft:seedling:quick:mine", target, "--server", server)
+        assert code == 1
+        assert f"Cannot make {tmp_path / target}: " in err
+        assert str(tmp_path / place) in err
+        assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_pull_into_a_folder_that_may_not_be_written_is_one_paragraph(cli: Cli, server: str, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    code, _, err = cli("pull", "ft:seedling:quick:mine", "closed/mine", "--server", server)
+    assert code == 1
+    assert "Permission denied" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/etc/x", "a/../../b", "a//b", "./a", "a/", "a\\b", "a\0b"])

@@ -14,13 +14,16 @@ from understudy_cli.estimate import (
     Corpus,
     Linear,
     Shape,
+    Shows,
     Work,
     corpus,
     lora_parameters,
     memory,
     price,
     seconds,
-    smallest_difference,
+    shown_of_classes,
+    shown_of_scores,
+    unknown_targets,
     work,
 )
 
@@ -46,16 +49,45 @@ REMARKS = Corpus(rows=400, tokens=37.3, longest=50, left_out=0.0)
 GENERAL = Corpus(rows=220, tokens=40.0, longest=90, left_out=0.0)
 
 
-@pytest.mark.parametrize(("rows", "points"), [(200, 6.3), (80, 9.9), (24, 18.1), (20_000, 0.6)])
+@pytest.mark.parametrize(("rows", "points"), [(200, 6.3), (80, 9.9), (79, 10.0), (20_000, 0.6)])
 def test_smallest_difference_by_the_formula(rows: int, points: float) -> None:
     """(1.96 + 0.84) * sqrt(0.1 / n), in points."""
-    assert round(100 * smallest_difference(rows), 1) == points
+    shows = shown_of_classes(rows)
+    assert shows.difference
+    assert (round(100 * shows.difference, 1), shows.disagreement) == (points, 0.1)
+
+
+@pytest.mark.parametrize(("rows", "points"), [(78, 10.1), (24, 32.7), (8, 98.1)])
+def test_two_models_that_disagree_on_a_tenth_differ_by_no_more_than_that(rows: int, points: float) -> None:
+    """With fewer rows nothing shows at 10 %: what does is a difference all in one direction, (1.96 + 0.84)² / n."""
+    shows = shown_of_classes(rows)
+    assert shows.difference
+    assert (round(100 * shows.difference, 1), shows.disagreement) == (points, None)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_below_eight_rows_not_even_a_difference_on_every_row_shows(rows: int) -> None:
+    assert shown_of_classes(rows) == Shows(None)
+
+
+def test_scores_are_told_apart_in_standard_deviations() -> None:
+    """A difference of Z/sqrt(n) of them, simulated: a z test finds it four times out of five."""
+    rows, chance = 30, random.Random(2)
+    difference = shown_of_scores(rows).difference
+    assert difference == pytest.approx(0.5115, abs=1e-3)
+    found = 0
+    for _ in range(1000):
+        mean = sum(chance.gauss(difference, 1) for _ in range(rows)) / rows
+        found += abs(mean) * math.sqrt(rows) > 1.96
+    assert 0.76 < found / 1000 < 0.84
+    assert shown_of_scores(0) == Shows(None)
 
 
 def test_smallest_difference_is_what_a_paired_test_finds_four_times_out_of_five() -> None:
     """Two models differ on a tenth of 500 rows, one of them by just that much better: simulated, McNemar's z finds it."""
     rows, chance = 500, random.Random(1)
-    difference = smallest_difference(rows)
+    difference = shown_of_classes(rows).difference
+    assert difference
     better, worse = 0.05 + difference / 2, 0.05 - difference / 2
     found = 0
     for _ in range(1000):
@@ -66,9 +98,12 @@ def test_smallest_difference_is_what_a_paired_test_finds_four_times_out_of_five(
     assert 0.76 < found / 1000 < 0.88
 
 
-def test_without_rows_nothing_can_be_shown() -> None:
-    assert smallest_difference(0) == 1.0
-    assert smallest_difference(1, disagreement=1.0) == 1.0
+def test_targets_that_name_no_layer_are_known_only_where_names_are() -> None:
+    """Other kinds of models call their layers otherwise once they are loaded."""
+    asked = Training(lora=Lora(targets=("q_proj", "c_attn")))
+    assert unknown_targets(SEEDLING, asked) == []
+    assert unknown_targets(SEEDLING._replace(named=True), asked) == ["c_attn"]
+    assert unknown_targets(SEEDLING._replace(named=True), Training()) == []
 
 
 def test_rows_that_are_too_long_are_left_out_of_rows_and_of_the_mean() -> None:

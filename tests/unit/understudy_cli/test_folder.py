@@ -15,6 +15,7 @@ import pytest
 from understudy.belt import contracts as c
 from understudy.belt import requests, turns
 from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.errors import Transient
 from understudy.plan import PlannedBase, make
 from understudy.recipe import parse
 from understudy.store import keys
@@ -170,6 +171,28 @@ def test_delete_forgets_the_run_and_what_it_made_here(alone: Alone, world: World
     assert f"Run `{RUN}` was deleted" in err
 
 
+def test_a_deletion_that_failed_half_way_is_finished_by_the_same_command(
+    alone: Alone, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.begin()
+    world.serve()
+
+    def away(*_: object) -> int:
+        raise Transient("The bucket is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FsspecArtifactStore, "delete_all", away)
+        code, _, err = alone("delete", RUN, "--yes")
+        assert code == 1
+        assert "The bucket is away" in err
+    assert world.store.find(keys.adapter(RUN, "mine"))
+    code, out, _ = alone("delete", RUN)
+    assert code == 0
+    assert out.endswith("KiB were freed.\n")
+    assert world.store.find(keys.adapter(RUN, "mine")) is None
+    assert alone("delete", "nobody", "--yes")[0] == 1
+
+
 def test_logs_tell_what_happened(alone: Alone, world: World) -> None:
     """The lines are those of the history: about the run, or about one item and the run."""
     world.begin()
@@ -193,7 +216,7 @@ def test_pull_brings_an_adapter_from_the_store(alone: Alone, world: World, tmp_p
     code, _, err = alone("pull", "seedling", "base")
     assert code == 1
     assert "is a base model, not an adapter" in err
-    assert "There is no model `nobody`" in alone("pull", "nobody", "x")[2]
+    assert "The model `nobody` does not exist" in alone("pull", "nobody", "x")[2]
 
 
 @pytest.fixture
@@ -257,7 +280,8 @@ def test_clean_takes_what_a_station_put_for_a_deleted_run(
 
 
 def test_clean_refuses_a_size_that_is_none(alone: Alone) -> None:
-    for size in ("much", "10 parsecs", "1.2.3GB"):
+    assert "within the last hour stay" in " ".join(alone("clean", "--help")[1].split())
+    for size in ("much", "10 parsecs", "1.2.3GB", "-5", "-5GB", "-0.1", "1" * 400):
         code, _, err = alone("clean", "--cache", size)
         assert code == 2
         assert "--cache" in err

@@ -89,6 +89,101 @@ def test_a_file_sorted_by_label_is_no_mistake(alone: Alone, tmp_path: Path) -> N
     assert "has one label only" in err
 
 
+def test_what_a_panel_can_show_is_said_as_it_is(alone: Alone, tmp_path: Path) -> None:
+    """Classes: at 10 % disagreement, else the least that shows at all, else nothing; scores in standard deviations."""
+    (tmp_path / "d.csv").write_text("\n".join(["text,label", *(f"row {n},{n % 2}" for n in range(400))]))
+    (tmp_path / "q.jsonl").write_text("".join(f'{{"prompt": "question {n}"}}\n' for n in range(30)))
+    rows = {"large": 100, "small": 24, "tiny": 6}
+    datasets = "".join(f"  {name}: {{source: d.csv, rows: {{train: 20, test: {n}}}}}\n" for name, n in rows.items())
+    panels = "".join(f"    {name}: {{dataset: {name}, metrics: [accuracy, perplexity]}}\n" for name in rows)
+    (tmp_path / "r.yaml").write_text(
+        f"datasets:\n{datasets}evaluation:\n  panels:\n{panels}    open: {{prompts: q.jsonl, metrics: [perplexity]}}\n"
+    )
+    out = alone("plan", "r.yaml")[1]
+    assert "Panel large: 100 rows at 10 % disagreement see 8.9 points or more\n" in out
+    assert (
+        "Panel small: 24 rows, too few to show anything at 10 % disagreement; the least that can show at all is"
+        " 32.7 points, when every row that differs does so in the same direction\n"
+    ) in out
+    assert "Panel tiny: 6 rows, too few to show any difference\n" in out
+    assert "Panel open: 30 rows see 0.51 standard deviations of the paired difference or more\n" in out
+    found = named(planned(alone, "r.yaml")["panels"])
+    assert [found[name]["disagreement"] for name in (*rows, "open")] == [0.1, None, None, None]
+    assert found["tiny"]["smallest_difference"] is None
+
+
+def test_too_many_classes_are_refused_also_in_a_long_table(alone: Alone, tmp_path: Path) -> None:
+    """Only its first rows are looked at, and they have too many already; fewer are fine."""
+    for name, classes in (("many", 101), ("some", 100)):
+        rows = (f"text number {number},label {number % classes}" for number in range(5000))
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+        (tmp_path / f"{name}.yaml").write_text(f"datasets: {{d: {{source: {name}.csv}}}}")
+    began = time.monotonic()
+    code, _, err = alone("plan", "many.yaml")
+    assert code == 1
+    assert "has 101 different labels in column `label`, at most 100 are taken" in err
+    assert alone("plan", "some.yaml")[0] == 0
+    assert time.monotonic() - began < 10
+
+
+def test_lora_targets_that_the_base_does_not_have_are_refused(alone: Alone, tmp_path: Path) -> None:
+    """By the names in its weights, where these are those of its layers; a kind of model that is not known is not judged."""
+    (tmp_path / "d.csv").write_text("\n".join(["text,label", *(f"row {n},{n % 2}" for n in range(100))]))
+    recipe = (
+        "base: %s\ndatasets: {d: {source: d.csv}}\nvariants: {v: {train: d, training: {lora: {targets: [q_proj, %s]}}}}"
+    )
+    (tmp_path / "r.yaml").write_text(recipe % ("seedling", "query"))
+    code, _, err = alone("plan", "r.yaml")
+    assert code == 1
+    assert "v: `training.lora.targets`: the base has no layer called query. Choose from down_proj, " in err
+    (tmp_path / "r.yaml").write_text(recipe % ("seedling", "v_proj"))
+    assert alone("plan", "r.yaml")[0] == 0
+    shutil.copytree(PROJECT / "models" / "seedling", tmp_path / "mine")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config | {"model_type": "mixtral"}))
+    (tmp_path / "r.yaml").write_text(recipe % ("./mine", "query"))
+    assert alone("plan", "r.yaml")[0] == 0
+
+
+def test_rows_that_are_all_too_long_are_refused_as_the_trainer_does(alone: Alone, tmp_path: Path) -> None:
+    """All of a table that was read whole; of a longer one only that nothing can be said."""
+    recipe = "datasets: {d: {source: d.csv}}\ntraining: {max_length: 32}"
+    (tmp_path / "r.yaml").write_text(recipe)
+    for rows in (600, 3000):
+        long = (f"row {number} {'very long words ' * 20},{number % 2}" for number in range(rows))
+        (tmp_path / "d.csv").write_text("\n".join(["text,label", *long]))
+        began = time.monotonic()
+        code, out, err = alone("plan", "r.yaml")
+        assert time.monotonic() - began < 5
+        if rows == 600:
+            assert code == 1
+            assert "training examples of `d` have at most 32 tokens" in err
+            assert "training.max_length" in err
+        else:
+            assert code == 0
+            assert "none of the first rows has at most 32 tokens" in out
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1]", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_damaged_base_is_one_paragraph(alone: Alone, tmp_path: Path, name: str, content: bytes) -> None:
+    """With the file and what to do. An empty object is a sound tokenizer_config.json, and any text a template."""
+    (tmp_path / "d.csv").write_text("\n".join(["text,label", *(f"row {n},{n % 2}" for n in range(100))]))
+    (tmp_path / "r.yaml").write_text("datasets: {d: {source: d.csv}}")
+    shutil.copytree(PROJECT / "models" / "seedling", tmp_path / "mine")
+    (tmp_path / "mine" / name).write_bytes(content)
+    code, _, err = alone("plan", "r.yaml", "--base", "./mine")
+    assert "Traceback" not in err
+    sound = {"tokenizer_config.json": [b"{}"], "chat_template.jinja": [b"", b'{"a": ', b"[1]", b"{}"]}
+    if content in sound.get(name, []):
+        assert code == 0
+        return
+    assert code == 1
+    assert "Base model `mine`" in err
+    assert name in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_what_is_wrong_with_a_table_is_said_as_datagen_says_it(alone: Alone, tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("txt,label\ngood,1\n")
     (tmp_path / "r.yaml").write_text("datasets: {d: {source: d.csv}}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from understudy.errors import Invalid
 from understudy.recipe import load, parse
 from understudy_cli.prepare import prepare, upload
 
@@ -69,6 +70,15 @@ def test_everything_that_was_written_is_sent_with_paths_replaced(folder: Path) -
     arrived = parse(json.loads(json.dumps(ready.written())), "the request")
     assert arrived.run_id() == ready.run_id()
     assert arrived.run_id("2") == ready.run_id("2") != ready.run_id()
+
+
+def test_a_file_that_is_not_there_is_named_with_its_nearest_neighbour(folder: Path) -> None:
+    """This is the user's own machine; the server says nothing of what lies on its own."""
+    path = written(folder, "datasets: {d: {source: dd.csv}}")
+    with pytest.raises(Invalid, match=r"there is no file .*dd\.csv \(did you mean `d\.csv`\?\)"):
+        prepare(path)
+    with pytest.raises(Invalid, match=r"there is no file .*nowhere/d\.csv\. Paths"):
+        prepare(written(folder, "datasets: {d: {source: nowhere/d.csv}}"))
 
 
 def test_options_replace_and_are_part_of_the_run(folder: Path) -> None:

@@ -12,7 +12,7 @@ from understudy.belt.contracts import Progress
 from understudy.belt.folds.views import ItemState, RunState, RunSummary
 from understudy.errors import NotFound
 from understudy_cli import watch as module
-from understudy_cli.client import Unreachable
+from understudy_cli.client import Deleted, Unreachable
 from understudy_cli.folder import Folder
 from understudy_cli.table import comparison, headline
 from understudy_cli.watch import changes, counts, view, watch
@@ -103,6 +103,14 @@ def test_silence_beyond_patience_is_an_error() -> None:
     """A gateway that is gone for good does not hold us for ever."""
     with pytest.raises(Unreachable):
         watch(Script(Unreachable("gone")), state(mine=training(1)), plain(), patience=0.05)
+
+
+def test_a_run_that_is_deleted_meanwhile_ends_the_watch_at_once() -> None:
+    """There is nothing to wait for, and nobody reconnects."""
+    console = plain()
+    with pytest.raises(Deleted, match="was deleted"):
+        watch(Script(state(mine=training(2)), Deleted("Run `r-1` was deleted")), state(mine=training(1)), console)
+    assert "reconnecting" not in text(console)
 
 
 def test_live_view_has_a_row_per_item_with_stations_and_figures() -> None:

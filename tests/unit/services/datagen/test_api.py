@@ -4,6 +4,7 @@ work, and runs that are asked for, cancelled, taken up again and deleted."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from services.datagen.settings import DatagenSettings
 from understudy.belt import contracts as c
 from understudy.belt import turns
 from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.errors import Transient
 from understudy.plan import Plan
 from understudy.service.host import kernel
 from understudy.service.web import add_errors
@@ -287,14 +289,102 @@ def test_a_run_is_deleted_with_all_it_made_and_can_begin_anew(world: World) -> N
     answer = world.http.delete(f"/v1/runs/{run}").json()
     assert answer.pop("freed_bytes") > 5000
     assert answer == {"id": run, "object": "run", "deleted": True}
-    assert "There is no run" in error(world.http.get(f"/v1/runs/{run}"), 404)
-    assert "There is no run" in error(world.http.delete(f"/v1/runs/{run}"), 404)
+    assert f"Run `{run}` was deleted" in error(world.http.get(f"/v1/runs/{run}"), 404)
+    assert f"Run `{run}` was deleted" in error(world.cancel(run), 404)
     assert world.http.get("/v1/runs").json()["data"] == []
     assert world.kernel.store.find(keys.plan(run)) is None
     assert world.kernel.store.find(keys.dataset(run, "remarks")) is None
     again = world.run(source).json()
     assert (again["id"], again["generation"], again["status"]) == (run, 2, "queued")
     assert world.kernel.store.find(keys.plan(run))
+
+
+def test_a_deletion_that_failed_half_way_is_finished_by_the_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is away in the first; the second frees what was left, and a third finds nothing any more."""
+    run = world.run(world.upload()).json()["id"]
+    store = type(world.kernel.store)
+    with monkeypatch.context() as away:
+        away.setattr(store, "delete_all", lambda *_: (_ for _ in ()).throw(Transient("The bucket is away")))
+        assert "The bucket is away" in error(world.http.delete(f"/v1/runs/{run}"), 503)
+    assert world.kernel.store.find(keys.plan(run))
+    answer = world.http.delete(f"/v1/runs/{run}")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["freed_bytes"] > 0
+    assert world.kernel.store.find(keys.plan(run)) is None
+    assert world.http.delete(f"/v1/runs/{run}").json()["freed_bytes"] == 0
+    assert sum(isinstance(message, c.RunDeleted) for message in world.messages("run-control")) <= 2
+    assert "There is no run" in error(world.http.delete("/v1/runs/never-heard-of"), 404)
+
+
+def test_a_run_that_is_begun_while_it_is_deleted_keeps_its_plan(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store with many names takes its time: what begins meanwhile waits, and other runs do not."""
+    source = world.upload()
+    run = world.run(source).json()["id"]
+    deleting, store = threading.Event(), type(world.kernel.store)
+    slow = store.delete_all
+
+    def delete_all(self: Any, prefix: str) -> int:
+        deleting.set()
+        time.sleep(0.5)
+        return slow(self, prefix)
+
+    monkeypatch.setattr(store, "delete_all", delete_all)
+    with ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(world.http.delete, f"/v1/runs/{run}")
+        assert deleting.wait(5)
+        again = world.run(source).json()
+        assert deleted.result().status_code == 200
+    assert (again["id"], again["generation"]) == (run, 2)
+    plan = world.kernel.store.find(keys.plan(run))
+    assert plan
+    assert plan.sha256 == again["plan"]["sha256"]
+    assert world.kernel.store.files(plan)
+
+
+def test_a_run_that_is_taken_up_right_after_it_was_cancelled_goes_on(world: World) -> None:
+    """What closes the cancelled generation is still on its way; the wish alone says that it is over. One that is complete stays so."""
+    source = world.upload()
+    run = world.run(source).json()["id"]
+    plan = world.messages("run-requested")[0].plan
+    world.publish(c.DatasetsMade(run=run, plan=plan, datasets=SHA))
+    assert world.cancel(run).json()["generation"] == 1
+    again = world.run(source).json()
+    assert (again["generation"], again["status"]) == (2, "queued")
+    assert {item["stage"] for item in again["items"].values()} == {"waiting"}
+    world.close_run(run, status="cancelled")
+    state = world.http.get(f"/v1/runs/{run}").json()
+    assert (state["generation"], state["status"]) == (2, "queued"), "the end of the first is none of the second"
+    assert world.run(source).json() == state, "it goes on, and once"
+    scored = [c.ItemScored(run=run, item=item, scores=SHA, generation=2) for item in ("base", "remarks")]
+    world.publish(*scored)
+    world.cancel(run)
+    assert world.run(source).json()["generation"] == 2, "nothing is left to do"
+
+
+def test_a_damaged_base_is_told_with_the_file_and_what_to_do(world: World) -> None:
+    source, base = world.upload(), world.folder / "models" / "seedling"
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        for content in (b'{"a": ', b"\xff\xfe", b"[1]", b"[" * 100_000):
+            before = (base / name).read_bytes() if (base / name).exists() else b"{}"
+            (base / name).write_bytes(content)
+            said = error(world.run(source))
+            assert f"Base model `seedling`: {base / name} cannot be read" in said
+            assert "download it again" in said
+            (base / name).write_bytes(before)
+    assert world.requested() == []
+
+
+def test_a_wrong_path_tells_nothing_of_what_lies_there(world: World) -> None:
+    (world.folder / "secret.csv").write_text("text,label\na,1\n")
+    said = error(world.run(str(world.folder / "secrets.csv")))
+    assert "secrets.csv" in said
+    assert "secret.csv" not in said
+
+
+def test_too_many_classes_are_heard_at_once_also_in_a_long_table(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.datagen.pools.CHECKED_ROWS", 150)
+    content = b"text,label\n" + b"".join(b"row %d,%d\n" % (n, n) for n in range(300))
+    assert "has 150 different labels in column `label`, at most 100" in error(world.run(world.upload(content=content)))
 
 
 def test_the_log_of_a_run_tells_what_happened_and_what_a_training_said(world: World) -> None:

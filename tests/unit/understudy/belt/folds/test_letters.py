@@ -160,6 +160,42 @@ def test_a_letter_of_a_deleted_run_says_so_and_is_not_replayed(cli: Cli, bus: Em
     assert on(bus, "run-requested") == 3
 
 
+def test_a_letter_of_what_was_cancelled_says_so_and_names_the_way_back(cli: Cli, bus: EmbeddedBus) -> None:
+    """No station would touch it. What comes of the run when it is asked for again, and what closes a cancelled run, is open."""
+    bus.publish(REQUEST, training("mine"), training("other"))
+    work(bus, "datagen", dies)
+    work(bus, "trainer", dies)
+    bus.publish(c.CancelRequested(run="r", generation=1, item="mine"))
+    assert {letter["item"]: letter["status"] for letter in listed(cli)} == {
+        "": "open",
+        "mine": "cancelled",
+        "other": "open",
+    }
+    bus.publish(c.CancelRequested(run="r", generation=1))
+    assert {letter["status"] for letter in listed(cli)} == {"cancelled"}
+    bus.publish(requested("r", generation=2))
+    work(bus, "datagen", dies)
+    by_item = {(letter["item"], letter["status"]): letter["id"] for letter in listed(cli)}
+    assert set(by_item) == {("", "cancelled"), ("mine", "cancelled"), ("other", "cancelled"), ("", "open")}
+    code, _, err = cli("deadletters", "replay", by_item["mine", "cancelled"])
+    assert code == 1
+    assert "item mine of run r, which was cancelled" in err
+    assert "Ask for the run again: `understudy run` takes it up" in err
+    code, out, err = cli("deadletters", "replay", "--all")
+    assert out.startswith(by_item["", "open"])
+    assert len(out.splitlines()) == 1
+    assert "3 of cancelled work" in err
+
+
+def test_what_ends_a_cancelled_run_is_not_cancelled(cli: Cli, bus: EmbeddedBus) -> None:
+    """The closer heeds no wish: a score that died on its way still has to get into the report."""
+    scored = c.ItemScored(run="r", item="mine", scores=PLAN)
+    bus.publish(scored, c.CancelRequested(run="r", generation=1))
+    value = c.encode(scored).decode()
+    bus.publish(c.DeadLetter(run="r", topic="run-control", station="evaluator", reason="x", attempts=1, value=value))
+    assert [letter["status"] for letter in listed(cli)] == ["open"]
+
+
 def test_garbage_is_listed_shown_harmlessly_and_refused(cli: Cli, bus: EmbeddedBus) -> None:
     put_garbage(bus, "run-requested")
     bus.publish(REQUEST)
