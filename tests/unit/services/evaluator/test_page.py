@@ -201,7 +201,7 @@ def test_each_variant_is_held_against_its_own_base(two_bases: tuple[World, Quest
     reader.feed(page.render(report))
     assert not reader.open
     assert "2 fine-tuned variants and 2 untouched bases on seedling and tiny" in " ".join(reader.text.split())
-    assert "tuned@tinyon tiny" in reader.text, "which base it has"
+    assert "tuned@tiny on tiny" in reader.text, "which base it has"
     assert "Difference from its base" in reader.text
 
 
