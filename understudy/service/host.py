@@ -85,7 +85,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     """Run until SIGTERM or SIGINT; exits with `FATAL_EXIT` after a `Fatal`."""
     configure(station, settings.log_level)
     fatal: list[BaseException] = []
-    stop = threading.Event()
+    stop, settled = threading.Event(), threading.Event()
     try:
         bus = connect(settings)
         shared = kernel(settings, bus)
@@ -112,7 +112,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     REGISTRY.register(Lag(bus, station, [lane.group for lane in service.lanes]))
     server = uvicorn.Server(
         uvicorn.Config(
-            service.wrap(_app(station, service, shared.reader, stop)),
+            service.wrap(_app(station, service, settled, stop)),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -138,7 +138,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     threads = [threading.Thread(target=guarded(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
     reading = guarded(lambda: shared.reader.follow(stop))
     threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
-    threads.append(threading.Thread(target=_keep, args=(shared, stop), name=f"{station}-keep", daemon=True))
+    threads.append(threading.Thread(target=_keep, args=(shared, stop, settled), name=f"{station}-keep", daemon=True))
     # uvicorn raises the signal that ended it once more, when it has shut down: by its default SIGTERM would end us there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -164,7 +164,7 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     os._exit(code)  # a handler that hangs in a call of some library would keep the process for ever
 
 
-def _app(station: Station, service: Service, reader: Reader, stop: threading.Event) -> FastAPI:
+def _app(station: Station, service: Service, settled: threading.Event, stop: threading.Event) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
@@ -172,9 +172,7 @@ def _app(station: Station, service: Service, reader: Reader, stop: threading.Eve
 
     app = FastAPI(title=f"understudy {station}", lifespan=lifespan)
     add_errors(app)
-    add_health(
-        app, station, ready=lambda: service.ready() or (None if reader.caught_up.is_set() else "reading the log")
-    )
+    add_health(app, station, ready=lambda: service.ready() or (None if settled.is_set() else "reading the log"))
     app.include_router(service.router)
     return app
 
@@ -206,13 +204,14 @@ class _Forgetting:
                 _forget(self._kernel, self._work, message.run)
 
 
-def _keep(kernel: Kernel, stop: threading.Event) -> None:
+def _keep(kernel: Kernel, stop: threading.Event, settled: threading.Event) -> None:
     """What was read of the past stays: the garbage collector need not look at it again, which would hold up every request
     for as long as tens of thousands of objects take."""
     _until(kernel.reader.caught_up, stop)
     kernel.runs.open()  # looks at every run once
     gc.collect()
     gc.freeze()
+    settled.set()
 
 
 def _until(event: threading.Event, stop: threading.Event) -> None:
