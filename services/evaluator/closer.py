@@ -74,7 +74,7 @@ class Closer:
         """
         before = self._before(message, record)
         after = turns.apply(before, message)
-        if self._was_given_up(message, record):
+        if self.histories.was_given_up(message):
             before = Book()
         plan = self.plans.get(after.made.plan) if after.made else None
         if plan and after.made:
@@ -95,14 +95,6 @@ class Closer:
                     plan=after.made.plan if after.made else None,
                     datasets=after.made.datasets if after.made else None,
                 )
-
-    def _was_given_up(self, message: Message, record: Record) -> bool:
-        """Whether this very message was here before. The end of an item that was tried again is another one, as a rule: it was
-        a failure that had it tried again, so a failure does not count."""
-        if message.attempt == 1 or isinstance(message, ItemFailed):
-            return False
-        earlier = self.histories.between(message.run, -1, record.offset - 1)
-        return any(old.model_copy(update={"attempt": message.attempt}) == message for old in earlier)
 
     def _before(self, message: Message, record: Record) -> Book:
         """The book of all that was said about the run before this record."""

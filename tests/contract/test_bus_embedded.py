@@ -215,3 +215,24 @@ def test_a_file_that_is_no_bus_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bus.sqlite").write_bytes(b"this is not a database, and long enough to look at" * 50)
     with pytest.raises(Fatal, match="cannot be used"):
         EmbeddedBus(tmp_path / "bus.sqlite")
+
+
+def test_what_is_given_back_while_the_file_is_locked_is_free_once_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody would ever get it again: it is in no hand, and its lease is ours."""
+    bus = EmbeddedBus(tmp_path / "bus.sqlite")
+    bus.publish(request("a"))
+    member = bus.subscribe("datagen", [TOPIC], "m")
+    record = taken(member)
+    with monkeypatch.context() as locked:
+
+        def refuse() -> None:
+            raise Transient("The bus file stays locked")
+
+        locked.setattr(bus, "_transaction", refuse)
+        with pytest.raises(Transient):
+            member.give_back(record)
+    assert not member.holds(record)
+    again = taken(member)
+    assert (again.offset, again.delivery) == (record.offset, 1)

@@ -197,7 +197,7 @@ class Deliveries:
             while not closing.done():
                 yield closing
             raise
-        except GeneratorExit:  # the loop itself ends by an error
+        except BaseException:  # the handler's own, and then it has ended; or the loop ends by an error
             enough.set()
             running.add_done_callback(lambda done: _close(done, steps, Future()))
             raise

@@ -1,7 +1,7 @@
 """The one consumer loop: takes messages, hands them to `delivery.py`, and keeps the membership alive, so work may take hours.
 
-Each of up to `width` messages in hand is handled in a worker thread. A message that has seen several processes die is
-worked on alone, so that it takes no others with it. Does not know HTTP (`service/host.py` runs loops beside a FastAPI
+Each of up to `width` messages in hand is handled in a worker thread. A message that has seen several processes die
+begins alone, so that it takes no others with it. Does not know HTTP (`service/host.py` runs loops beside a FastAPI
 app) nor any service.
 """
 
@@ -26,7 +26,9 @@ from understudy.errors import Transient
 log = logging.getLogger(__name__)
 
 SUSPECT = 3
-"""Deliveries without a step forward after which a message is worked on alone."""
+"""Deliveries without a step forward after which a message begins alone."""
+ALONE = 1.0
+"""Seconds for which it stays alone: what ends a process does so at once, as a rule, and others shall not wait for long."""
 
 
 @dataclass
@@ -34,6 +36,7 @@ class _Hand:
     """One message in hand."""
 
     record: Record
+    since: float
     steps: Generator[Future[Any] | None, None, Outcome]
     """Gives what it waits for: a future, or None for the next tick."""
     waits_for: Future[Any] | None = None
@@ -134,14 +137,14 @@ class Loop:
             return
         if record is None:
             return
-        alone = record.delivery > SUSPECT and hands
+        alone = record.delivery > SUSPECT and any(hand.since > time.monotonic() - ALONE for hand in hands)
         again = any((hand.record.topic, hand.record.partition) == (record.topic, record.partition) for hand in hands)
         if alone or again:  # again: we lost it, and have it back before our first work on it has ended
             with tolerated("giving back a message"):
                 self._subscription.give_back(record)
             self._wait_for = time.monotonic() + self.tick
             return
-        hand = _Hand(record, self._deliveries.deliver(record))
+        hand = _Hand(record, time.monotonic(), self._deliveries.deliver(record))
         hands.append(hand)
         self._advance(hand, hands)
 
@@ -150,7 +153,9 @@ class Loop:
             return False
         if not hands:
             return True
-        return time.monotonic() >= self._wait_for and all(hand.record.delivery <= SUSPECT for hand in hands)
+        begun = time.monotonic() - ALONE
+        suspects = any(hand.record.delivery > SUSPECT and hand.since > begun for hand in hands)
+        return time.monotonic() >= self._wait_for and not suspects
 
     def _wait(self, hands: list[_Hand]) -> None:
         """Until something that a hand waits for is there, at most a tick; not at all while there is room for more."""

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +39,8 @@ from understudy.settings import Settings
 from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.store.plans import Plans
 from understudy.terms import Station
+
+log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 
@@ -146,22 +148,29 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         for thread in threads:
             thread.start()
         server.run()  # handles SIGTERM and SIGINT; returns when told to exit
-    except UnderstudyError as error:
-        fatal.append(error)
     except KeyboardInterrupt:
         pass
-    finally:
-        for word in (signal.SIGINT, signal.SIGTERM):  # we are at it
-            signal.signal(word, signal.SIG_IGN)
-        stop.set()
-        service.close()
-        for thread in threads:
-            if thread.ident:
-                thread.join(timeout=10)
-        bus.close()
+    except SystemExit:  # uvicorn's way to say that it cannot listen; why, it has logged
+        fatal.append(Fatal(f"Cannot listen on {settings.host}:{settings.port}", "Is the port in use?"))
+    except BaseException as error:
+        fatal.append(error)
+    for word in (signal.SIGINT, signal.SIGTERM):  # we are at it
+        signal.signal(word, signal.SIG_IGN)
+    stop.set()
+    for end in (service.close, lambda: _join(threads), bus.close):
+        try:
+            end()
+        except Exception:
+            log.exception("did not end well")
     code = _last_words(station, fatal[0]) if fatal else 0
     logging.shutdown()
     os._exit(code)  # a handler that hangs in a call of some library would keep the process for ever
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    for thread in threads:
+        if thread.ident:
+            thread.join(timeout=10)
 
 
 def _app(station: Station, service: Service, settled: threading.Event, stop: threading.Event) -> FastAPI:

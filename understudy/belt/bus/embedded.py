@@ -256,6 +256,8 @@ class EmbeddedSubscription:
         self._topics = tuple(topics)
         self._member = member
         self._incarnation = secrets.token_hex(8)
+        self._owed: list[tuple[str, int]] = []
+        """Places that were given back and are not free yet."""
         self._hand: dict[tuple[str, int], Record] = {}
         """As they were handed out: one that is taken again is another one."""
         """Partition -> offset of the record in hand."""
@@ -265,6 +267,7 @@ class EmbeddedSubscription:
 
     def poll(self, timeout: float) -> Record | None:
         deadline = time.monotonic() + timeout
+        self._pay()
         while True:
             with self._bus._trouble():
                 version = self._bus._version()
@@ -310,8 +313,20 @@ class EmbeddedSubscription:
         self._drop(record)
 
     def give_back(self, record: Record) -> None:
-        self._update(record, f"{UNCOUNTED}, {FREE}")
-        self._drop(record)
+        if self.holds(record):
+            self._drop(record)
+            self._owed.append((record.topic, record.partition))
+            self._pay()
+
+    def _pay(self) -> None:
+        """Free what was given back. A file that stays locked keeps it, until the next call."""
+        while self._owed:
+            with self._bus._transaction() as db:
+                db.execute(
+                    f"UPDATE positions SET {UNCOUNTED}, {FREE} WHERE grp = ? AND topic = ? AND partition = ? AND incarnation = ?",
+                    (self._group, *self._owed[-1], self._incarnation),
+                )
+            self._owed.pop()
 
     def decline(self, record: Record) -> None:
         self._declined[record.topic, record.partition] = record.offset

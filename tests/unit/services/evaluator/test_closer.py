@@ -17,6 +17,7 @@ from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import (
     CancelRequested,
     DatasetsMade,
+    DeadLetter,
     ItemFailed,
     ItemScored,
     Message,
@@ -26,6 +27,7 @@ from understudy.belt.contracts import (
     ServingRequested,
     TrainingRequested,
     decode,
+    encode,
 )
 from understudy.belt.folds.histories import Histories
 from understudy.belt.folds.reader import Reader
@@ -251,12 +253,29 @@ def test_a_message_that_an_operator_has_tried_again_says_all_there_is_to_say(
 ) -> None:
     """Its first handling died, so nobody knows what was lost."""
     r = run("r")
-    r.made()
+
+    def given_up(*messages: Message) -> None:
+        for message in messages:
+            dead = DeadLetter(run="r", topic="run-control", station="evaluator", reason="a bug", attempts=5, value="")
+            bus.publish(dead.model_copy(update={"value": encode(message).decode()}))
+
+    made = DatasetsMade(run="r", plan=r.plan, datasets=r.datasets)
+    lost = ItemFailed(run="r", item="v01", station="trainer", reason="no memory")
+    bus.publish(made)
     r.scored("base")
-    r.made(attempt=2)
+    given_up(made)
+    bus.publish(made.again())
     r.settle()
     assert r.riding() == [*NAMES[:7], *NAMES[1:7]]
+    bus.publish(lost, lost.again())
+    r.settle()
+    assert r.riding() == [*NAMES[:7], *NAMES[1:7], NAMES[7]], "an item that fails twice for one reason doubles nothing"
+    given_up(lost.again())
+    bus.publish(lost.again().again())
+    r.settle()
+    assert r.riding()[-6:] == [*NAMES[2:8]]
     r.cancel()
+    given_up(CancelRequested(run="r"))
     bus.publish(CancelRequested(run="r", attempt=2))
     r.settle()
     [first, again] = r.reports()

@@ -537,6 +537,31 @@ def test_who_has_seen_several_processes_die_works_alone_and_takes_no_others_with
     assert not messages(bus, "dead-letters")
 
 
+def test_a_suspect_that_waits_for_long_holds_up_nobody(bus: EmbeddedBus) -> None:
+    """A base whose engine does not come up, after some crash of the process: the other bases go on."""
+    release = threading.Event()
+    done: list[str] = []
+
+    def handler(message: c.TrainingRequested) -> Iterator[c.Message]:
+        while message.index == 0 and not release.is_set():
+            time.sleep(0.02)
+            yield c.Progress(run="r", station="trainer", item=message.item, step="waits")
+        done.append(message.item)
+        yield c.ItemScored(run="r", item=message.item, scores=A)
+
+    bus.publish(*(item("r", n) for n in range(3)))
+    for _ in range(4):
+        dead = bus.subscribe("trainer", ["training-requested"], "trainer-0")
+        while dead.poll(0):
+            pass
+    bus.publish(*(item("r", n) for n in range(3, 6)))
+    with Running(bus, Lane("trainer", {c.TrainingRequested: handler}, width=8)):
+        until(lambda: len(done) == 5, 8)
+        assert "i0" not in done
+        release.set()
+        until(lambda: len(messages(bus, "run-control")) == 6)
+
+
 def test_a_patient_lane_takes_nothing_for_poison(bus: EmbeddedBus) -> None:
     bus.publish(REQUEST)
     for _ in range(4):

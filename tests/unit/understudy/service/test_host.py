@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -106,6 +108,24 @@ def test_what_cannot_go_on_ends_although_a_handler_hangs(tmp_path: Path) -> None
         assert process.stderr.read().splitlines()[-1] == "datagen: The disk is full"
     finally:
         process.kill()
+
+
+def test_a_port_that_is_taken_ends_a_service_with_that_word_although_a_handler_hangs(tmp_path: Path) -> None:
+    bus, plan = EmbeddedBus(tmp_path / "bus.sqlite"), Artifact(sha256="0" * 64)
+    bus.publish(RunRequested(run="r", plan=plan, name="r", items=1))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-c", HANGING, str(tmp_path)]
+        environment = {**os.environ, "UNDERSTUDY_PORT": port}
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.wait(40) == 70
+            assert process.stderr
+            assert f"Cannot listen on 127.0.0.1:{port}" in process.stderr.read().splitlines()[-1]
+        finally:
+            process.kill()
 
 
 def test_a_deletion_takes_the_work_of_its_run_but_not_of_one_that_was_asked_for_again(tmp_path: Path) -> None:
