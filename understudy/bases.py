@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from understudy.plan import PlannedBase
 PLAIN_TEMPLATE = Path(__file__).with_name("plain.jinja")
 _END = 1 << 20
 """Bytes."""
+MOST_HEADER = 100_000_000
+"""Bytes that safetensors allows the header of a file."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,19 @@ def as_planned(planned: PlannedBase, models: Path) -> Base:
             "Put back what was there, or start the run anew (`understudy run --fresh`) with what is there now.",
         )
     return base
+
+
+def tensors(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """What the header of a safetensors file says: tensor -> {dtype, shape, data_offsets}, and the byte at which the data begins.
+
+    Raises OSError, or ValueError and its like where there is no such header. Looks at no weight.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(path.stat().st_size - 8, MOST_HEADER):
+            raise ValueError(f"its header of {length} bytes is not all there")
+        header = json.loads(file.read(length)).items()
+    return {name: entry for name, entry in header if name != "__metadata__"}, 8 + length
 
 
 def fingerprint(folder: Path) -> str:

@@ -29,7 +29,7 @@ HUB = "hf:"
 """Before the name of a data set on the Hugging Face hub, as a source."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 Metric = Literal["accuracy", "precision", "recall", "f1", "perplexity", "bleu", "rougeL"]
-CLASS_METRICS: frozenset[Metric] = frozenset(("accuracy", "precision", "recall", "f1"))
+CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "precision", "recall", "f1")
 """Those for which an answer is right or wrong."""
 MAX_RECIPE_BYTES = 256 * 1024
 
@@ -197,7 +197,7 @@ class Recipe(Section):
             if data not in self.datasets:
                 raise ValueError(f"{where}: no dataset called `{data}`{nearest(data, self.datasets)}")
         for name, panel in self.evaluation.panels.items():
-            classes = CLASS_METRICS & set(panel.metrics)
+            classes = set(CLASS_METRICS) & set(panel.metrics)
             if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
                 raise ValueError(f"evaluation.panels.{name}: {', '.join(sorted(classes))} need a `classify` dataset")
         return self

@@ -5,7 +5,6 @@ Starts nothing, asks nobody, loads no torch. Does not compute what follows from 
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import struct
@@ -16,14 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.settings import TrainerSettings
-from understudy.bases import Base, damaged, document
+from understudy.bases import Base, damaged, document, tensors
 from understudy.errors import Invalid
 from understudy.service.machine import cores, memory
 from understudy_cli.estimate import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, Device, Linear, Shape
 from understudy_cli.software import cuda_build
 
-MOST_HEADER = 100 << 20
-"""Bytes of the header of a safetensors file."""
 RATE_SECONDS = 0.25
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
 """Words in the names of matrices that no LoRA sits on."""
@@ -110,7 +107,10 @@ def shape(base: Base) -> Shape | None:
     named = config.get("model_type") in NAMED_ALIKE and "quantization_config" not in config
     try:
         config = config.get("text_config", config)
-        weights = {name: size for file in sorted(folder.glob("*.safetensors")) for name, size in _header(file).items()}
+        entries = {
+            name: entry for file in sorted(folder.glob("*.safetensors")) for name, entry in tensors(file)[0].items()
+        }
+        weights = {name: [int(size) for size in entry["shape"]] for name, entry in entries.items()}
         hidden, layers, vocabulary = (int(config[key]) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
         inner = int(config.get("intermediate_size") or 4 * hidden)
         parameters = sum(math.prod(size) for size in weights.values())
@@ -131,16 +131,6 @@ def shape(base: Base) -> Shape | None:
     )
     looked_up = vocabulary * hidden if any("lm_head" in name for name in matrices) else 0
     return Shape(parameters, parameters - looked_up, linear, layers, hidden, inner, vocabulary, named)
-
-
-def _header(path: Path) -> dict[str, list[int]]:
-    """Tensor -> its shape, from the beginning of a safetensors file."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > MOST_HEADER:
-            raise ValueError(f"{path.name} is no safetensors file")
-        header = dict(json.loads(file.read(length)))
-    return {name: [int(n) for n in entry["shape"]] for name, entry in header.items() if name != "__metadata__"}
 
 
 @dataclass(frozen=True)

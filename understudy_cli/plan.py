@@ -232,7 +232,7 @@ def _llm(looked: Looked, seed: int) -> dict[str, Any]:
 def _panel(name: str, panel: Panel, looked: Looked) -> dict[str, Any]:
     if looked.unknown:
         return {"name": name, "unknown": looked.unknown}
-    rows, of_classes = looked.splits["test"], bool(CLASS_METRICS & set(panel.metrics))
+    rows, of_classes = looked.splits["test"], bool(set(CLASS_METRICS) & set(panel.metrics))
     shows = estimate.shown_of_classes(rows) if of_classes else estimate.shown_of_scores(rows)
     return {
         "name": name,

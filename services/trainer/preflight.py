@@ -11,15 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from understudy.bases import Base
+from understudy.bases import Base, tensors
 from understudy.errors import Invalid
 from understudy.service import machine
 
 MIN_EXAMPLES = 10
 """Fewer examples than this after leaving out the too long ones: not worth training (the data itself may be smaller)."""
-
-MOST_HEADER = 100_000_000
-"""Bytes that safetensors allows the header of a file."""
 
 
 def check_base(base: Base, quantize: str) -> None:
@@ -63,12 +60,8 @@ def _check_whole(base: str, path: Path) -> None:
     """Raises `Invalid` when a file of weights has another size than its own header says. Looks at no weight."""
     size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size - 8, MOST_HEADER):
-                raise ValueError(f"its header of {length} bytes is not all there")
-            tensors = [entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"]
-        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+        entries, begin = tensors(path)
+        end = begin + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
         if size != end:
             raise ValueError(f"it has {size} bytes, and its header says {end}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.evaluator.metrics.bleu import Bleu
-from services.evaluator.metrics.classification import CLASS_METRICS, Classification
+from services.evaluator.metrics.classification import Classification
 from services.evaluator.metrics.family import Family
 from services.evaluator.metrics.perplexity import Perplexity
 from services.evaluator.metrics.rouge import RougeL
+from understudy.recipe import CLASS_METRICS
 
 
 def families(names: Sequence[str], labels: tuple[str, ...]) -> list[Family]:

@@ -14,9 +14,9 @@ from functools import lru_cache
 import numpy as np
 
 from services.evaluator.metrics.family import Floats, Measure, ratio
+from understudy.recipe import CLASS_METRICS
 from understudy.records import Example, Prediction
 
-CLASS_METRICS = ("accuracy", "precision", "recall", "f1")
 PARSE = "first-label-word"
 """The class is the first class name in the answer: a whole word, upper or lower case, the longest where several
 begin at the same place. Lenient on purpose: a chatty base model is not marked down for chatting."""
