@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from understudy.errors import Invalid, Unsupported
-from understudy.terms import Artifact, Frozen, Station
+from understudy.terms import Artifact, Frozen, Gate, Station
 
 _HEADER = {"run", "generation", "attempt", "item"}
 LONGEST_REASON = 1000
@@ -180,6 +180,8 @@ class ScoringRequested(OnBelt):
     model: str
     """Name to ask for on the endpoint."""
     adapter: Artifact | None = None
+    gate: Gate | None = None
+    """What the gate measured; None for a base, and for a model that was served before anybody told."""
 
 
 # --- what has happened
@@ -206,6 +208,8 @@ class ModelServed(OfItem):
     rank: int = 1
     """Of the adapter."""
     adapter: Artifact | None = None
+    gate: Gate | None = None
+    """As in `ScoringRequested`."""
 
     @property
     def key(self) -> str:

@@ -52,6 +52,13 @@ def test_golden_examples_still_decode_also_with_fields_of_a_newer_version(messag
         assert {key: kept[key] for key in golden} == golden
 
 
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.v?.*.json")), ids=lambda path: path.stem)
+def test_golden_examples_with_the_fields_that_came_later_are_read_whole(path: Path) -> None:
+    golden = json.loads(path.read_bytes())
+    for written in (golden, strewn(golden)):
+        assert json.loads(c.encode(c.decode(json.dumps(written).encode()))) == golden
+
+
 def test_the_golden_plan_is_read_also_with_fields_of_a_newer_version() -> None:
     golden = json.loads((GOLDEN / "understudy.plan.v1.json").read_bytes())
     plan = Plan.model_validate(golden)
