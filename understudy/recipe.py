@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from understudy.errors import Invalid
 from understudy.hints import nearest
+from understudy.metrics import METRICS, of_classes
 
 BASE = "base"
 """Name of the item that is the untouched base model; it rides the belt like the others."""
@@ -28,10 +29,16 @@ FILE_ID = re.compile(r"file-\w{1,80}")
 HUB = "hf:"
 """Before the name of a data set on the Hugging Face hub, as a source."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
-Metric = Literal["accuracy", "precision", "recall", "f1", "perplexity", "bleu", "rougeL"]
-CLASS_METRICS: tuple[Metric, ...] = ("accuracy", "precision", "recall", "f1")
-"""Those for which an answer is right or wrong."""
 MAX_RECIPE_BYTES = 256 * 1024
+
+
+def _metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"there is no metric `{name}`{nearest(name, METRICS)}")
+    return name
+
+
+MetricName = Annotated[str, AfterValidator(_metric)]
 
 
 class Section(BaseModel):
@@ -154,7 +161,7 @@ class Panel(Section):
     """A dataset of this recipe; its test split is asked."""
     prompts: str | None = None
     """Or a JSONL of {prompt, reference?} (path or file id)."""
-    metrics: tuple[Metric, ...]
+    metrics: Annotated[tuple[MetricName, ...], Field(max_length=64)]
     max_tokens: int = Field(default=64, ge=1, le=4096)
 
     @model_validator(mode="after")
@@ -197,9 +204,9 @@ class Recipe(Section):
             if data not in self.datasets:
                 raise ValueError(f"{where}: no dataset called `{data}`{nearest(data, self.datasets)}")
         for name, panel in self.evaluation.panels.items():
-            classes = set(CLASS_METRICS) & set(panel.metrics)
+            classes = of_classes(panel.metrics)
             if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
-                raise ValueError(f"evaluation.panels.{name}: {', '.join(sorted(classes))} need a `classify` dataset")
+                raise ValueError(f"evaluation.panels.{name}: {', '.join(classes)} need a `classify` dataset")
         return self
 
     def trained(self) -> dict[str, Variant]:

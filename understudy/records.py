@@ -6,11 +6,11 @@ Whole documents say their format; rows have that of the artifact they lie in. Do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from understudy.errors import Invalid, Unsupported
 from understudy.interrupt import check
@@ -89,38 +89,47 @@ class Prediction(Frozen):
     reference_logprob: float | None = None
     """Sum of natural-log probabilities of the reference answer's tokens; None when not asked for or no reference."""
     reference_tokens: int | None = None
-    label: str | None = None
-    """The class read from `text`; None when no class could be read (a parse failure, counted as wrong)."""
+    label_logprobs: tuple[float, ...] | None = None
+    """For every class of the dataset card, in its order: sum of natural-log probabilities of the class name and the end of the
+    turn, after the same prompt. None when the panel asks for no class, or for too many, or the endpoint cannot say."""
 
 
-class Score(Frozen):
-    """One metric of one item on one panel, with a bootstrap interval."""
+class Answered(Frozen):
+    """`answers.json` of an answers artifact; `answers-<panel>.jsonl` beside it has a `Prediction` per question."""
 
-    panel: str
-    metric: str
-    """Short name as in the recipe, e.g. `f1`."""
-    signature: str
-    """Exactly what was computed, e.g. `f1|average:macro|labels:2|parse:first-label-word`."""
-    n: int
-    """Rows scored."""
-    value: float
-    low: float
-    high: float
-    """95 % percentile bootstrap interval."""
-    higher_is_better: bool
-
-
-class Scores(Frozen):
-    """`scores.json` of a scores artifact; `predictions-<panel>.jsonl` beside it has the rows behind it."""
-
-    format: Literal["understudy.scores.v1"] = "understudy.scores.v1"
-    run: str
+    format: Literal["understudy.answers.v1"] = "understudy.answers.v1"
     item: str
     model: str
     """Name on the endpoint."""
-    scores: tuple[Score, ...]
-    parse_failures: dict[str, int] = Field(default_factory=dict)
-    """Panel -> rows whose class could not be read."""
+    decoding: dict[str, float | int | str]
+
+
+class PanelMeasures(Frozen):
+    """What one item's answers to one panel came to; `measures-<panel>.npz` beside it has what each metric sums."""
+
+    n: int
+    """Questions."""
+    references: int
+    """Those with a reference answer."""
+    signatures: dict[str, tuple[str, ...]]
+    """Family of metrics -> what exactly each of its metrics computes from its table in the npz file: (n, k) numbers, one row per
+    question, the last one 1 where the question counts."""
+    refused: int
+    """Questions that the endpoint would not take."""
+    cut: int
+    """Answers that ran into the limit of tokens."""
+
+
+class Measured(Frozen):
+    """`measures.json` of a measures artifact: what one item's answers came to. Made once; a report only adds up."""
+
+    format: Literal["understudy.measures.v1"] = "understudy.measures.v1"
+    item: str
+    model: str
+    decoding: dict[str, float | int | str]
+    panels: dict[str, PanelMeasures]
+    versions: dict[str, str]
+    """Of the packages that computed."""
 
 
 R = TypeVar("R", bound=Frozen)
@@ -162,6 +171,12 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 yield kind.model_validate_json(line)
             except ValidationError as error:
                 raise Invalid(f"{path}:{number} is not a valid {kind.__name__}: {error.errors()[0]['msg']}") from error
+
+
+def pick_jsonl(path: Path, kind: type[R], numbers: Collection[int]) -> dict[int, R]:
+    """The rows with these numbers, counted from 0."""
+    with path.open("rb") as file:
+        return {number: kind.model_validate_json(line) for number, line in enumerate(file) if number in numbers}
 
 
 def resume_jsonl(path: Path, kind: type[R]) -> list[R]:

@@ -15,11 +15,12 @@ from urllib.parse import quote
 
 import httpx
 from httpx_sse import EventSource
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from understudy.belt.folds.views import RunState, RunSummary
-from understudy.errors import Invalid, NotFound, Transient
+from understudy.errors import Invalid, NotFound, Transient, Unsupported
 from understudy.recipe import Recipe
+from understudy.report import Report
 
 
 class Unreachable(Transient):
@@ -48,8 +49,8 @@ class Source(Protocol):
     def runs(self, limit: int = 100) -> list[RunSummary]:
         """The newest runs, at most so many, newest first."""
 
-    def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
-        """`report.json` and the HTML page of a run that has a report."""
+    def report(self, state: RunState, baseline: str | None = None) -> tuple[Report, str]:
+        """The report and its page, of a run that has one, with all items held against `baseline` if that is given."""
 
     def cancel(self, state: RunState, item: str | None) -> None:
         """Wish that a run, or one item of it, ends."""
@@ -94,9 +95,17 @@ class Gateway:
         page = self._ask("GET", "/v1/runs", params={"limit": limit}).json()
         return [RunSummary.model_validate(state) for state in page["data"]]
 
-    def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
+    def report(self, state: RunState, baseline: str | None = None) -> tuple[Report, str]:
         page = f"/v1/reports/{quote(state.id, safe='')}"
-        return self._ask("GET", f"{page}.json").json(), self._ask("GET", page).content
+        asked = {"baseline": baseline} if baseline else None
+        report = self._ask("GET", f"{page}.json", params=asked).content
+        try:
+            return Report.model_validate_json(report), self._ask("GET", page, params=asked).text
+        except ValidationError as error:
+            raise Unsupported(
+                f"The report of run {state.id} cannot be read here: {error.errors()[0]['msg']}",
+                "It was made by another version of Understudy: use that one's command line.",
+            ) from None
 
     def cancel(self, state: RunState, item: str | None) -> None:
         self._ask("POST", f"{_run(state.id)}/cancel", json={"item": item} if item else None)

@@ -6,12 +6,10 @@ Makes no folder where there is none. Does not print.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from understudy.belt import requests, scratch
 from understudy.belt.bus import Bus
@@ -23,8 +21,10 @@ from understudy.belt.folds.served import Models
 from understudy.belt.folds.views import RunState, RunSummary
 from understudy.belt.history import told
 from understudy.errors import Invalid, NotFound
+from understudy.report import Report
 from understudy.settings import Settings
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.store.plans import Plans
 from understudy.terms import STATIONS, Artifact
 from understudy_cli.client import Deleted, ModelFile
 
@@ -63,10 +63,15 @@ class Folder:
             found, _ = there.runs.page(None, limit) or ([], False)
         return found
 
-    def report(self, state: RunState) -> tuple[dict[str, Any], bytes]:
+    def report(self, state: RunState, baseline: str | None = None) -> tuple[Report, str]:
+        from services.evaluator import page  # with numpy, which nothing else here needs
+        from services.evaluator.reports import Reports
+
         assert state.report
-        folder = self._store().fetch(state.report)
-        return json.loads((folder / "report.json").read_text(encoding="utf-8")), (folder / "report.html").read_bytes()
+        store = self._store()
+        reports = Reports(store, Plans(store))
+        report = reports.read(reports.against(state.report, baseline) if baseline else state.report)
+        return report, page.render(report, state)
 
     def cancel(self, state: RunState, item: str | None) -> None:
         with bus_of(self._settings.data) as bus:

@@ -45,16 +45,18 @@ def report(
     run: RunArgument,
     server: ServerOption = None,
     data: DataOption = None,
+    baseline: Annotated[str | None, typer.Option(help="Hold all items against this one", metavar="ITEM")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser")] = False,
 ) -> None:
     """Print the comparison table of a run, and where its page is. Of a run that goes on or was cancelled: what was scored.
 
     \b
     understudy report quickstart-0123456789 --open
+    understudy report quickstart-0123456789 --baseline remarks-only
     """
     folder = data_folder(data)
     with lookup(server, folder) as source:
-        code = show_report(source, source.run(run), folder, output())
+        code = show_report(source, source.run(run), folder, output(), baseline)
     if show:
         webbrowser.open(report_page(folder, run).as_uri())
     raise typer.Exit(code)

@@ -16,8 +16,9 @@ import typer
 
 from understudy.bases import planned, resolve
 from understudy.errors import Invalid
+from understudy.metrics import of_classes
 from understudy.plan import Item, Plan, make, prompts_dataset
-from understudy.recipe import CLASS_METRICS, Panel
+from understudy.recipe import Panel
 from understudy.settings import Settings
 from understudy_cli import estimate
 from understudy_cli.console import output
@@ -232,13 +233,13 @@ def _llm(looked: Looked, seed: int) -> dict[str, Any]:
 def _panel(name: str, panel: Panel, looked: Looked) -> dict[str, Any]:
     if looked.unknown:
         return {"name": name, "unknown": looked.unknown}
-    rows, of_classes = looked.splits["test"], bool(set(CLASS_METRICS) & set(panel.metrics))
-    shows = estimate.shown_of_classes(rows) if of_classes else estimate.shown_of_scores(rows)
+    rows, classes = looked.splits["test"], bool(of_classes(panel.metrics))
+    shows = estimate.shown_of_classes(rows) if classes else estimate.shown_of_scores(rows)
     return {
         "name": name,
         "rows": rows,
         "estimated": not looked.sure,
-        "measured_in": "share of right answers" if of_classes else "standard deviations of the paired difference",
+        "measured_in": "share of right answers" if classes else "standard deviations of the paired difference",
         "smallest_difference": shows.difference,
         "disagreement": shows.disagreement,
     }

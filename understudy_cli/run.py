@@ -23,7 +23,7 @@ from understudy_cli.console import errors, output
 from understudy_cli.options import BaseOption, DataOption, RecipeArgument, ServerOption, SourceOption
 from understudy_cli.prepare import prepare, upload
 from understudy_cli.session import data_folder, interruptible, session
-from understudy_cli.table import comparison, headline
+from understudy_cli.table import comparison, summary
 from understudy_cli.watch import watch
 
 SOME_FAILED = 3
@@ -120,21 +120,24 @@ def lost_items(state: RunState) -> list[str]:
     return [name for name, item in state.items.items() if item.stage in ("failed", "cancelled")]
 
 
-def show_report(source: Source, state: RunState, data: Path, out: Console) -> int:
-    """Print the table, headline and page of a run; returns the exit code. Raises `Invalid` when there is no report."""
+def show_report(source: Source, state: RunState, data: Path, out: Console, baseline: str | None = None) -> int:
+    """Print the table of a run, what it says, and where its page is; returns the exit code.
+
+    Raises `Invalid` when there is no report, or no item `baseline` in it.
+    """
     if state.report is None:
         ends = {"failed": f"failed: {state.reason}", "cancelled": "was cancelled before anything was scored"}
         raise Invalid(f"Run {state.id} {ends.get(state.status, 'has no report yet')}")
-    report, page = source.report(state)
-    out.print(comparison(report))
-    out.print(f"\n{headline(report)}")
+    report, page = source.report(state, baseline)
+    out.print(comparison(report, state))
+    out.print(f"\n{summary(report)}", highlight=False)
     if state.status != "finished":
         how = {"cancelled": "was cancelled", "failed": f"failed: {state.reason}"}.get(state.status, "goes on")
         out.print(f"The run {how}; this is what was scored.")
     path = report_page(data, state.id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(page)
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise disk_full(error, path) or Invalid(
             f"Cannot write {path}: {error.strerror}", "Choose another folder with --data."

@@ -7,6 +7,7 @@ from services.evaluator.closer import Closer
 from services.evaluator.handlers import Evaluator
 from services.evaluator.predict import Asker
 from services.evaluator.reporter import Reporter
+from services.evaluator.reports import Reports
 from services.evaluator.settings import EvaluatorSettings
 from understudy.belt.folds.histories import Histories
 from understudy.service.host import Kernel, Service
@@ -20,8 +21,9 @@ def build(settings: EvaluatorSettings, kernel: Kernel) -> Service:
     histories = Histories()
     kernel.reader.add(histories)
     closer = Closer(kernel.plans, histories, kernel.reader)
-    reporter = Reporter(kernel.store, kernel.plans, kernel.control, kernel.reader, work)
+    reports = Reports(kernel.store, kernel.plans)
+    reporter = Reporter(reports, kernel.plans, kernel.control, kernel.reader, work)
     return Service(
         lanes=(evaluator.lane(), closer.lane(), reporter.lane()),
-        router=router(kernel.store, kernel.runs),
+        router=router(reports, kernel.runs),
     )

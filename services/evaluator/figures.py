@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.evaluator.report import MetricRow, Training
+from understudy.records import TrainingRecord
+from understudy.report import MetricRow
 
 REACH = 46
 """Per cent from the zero line in the middle to the longest interval's end."""
@@ -48,7 +49,7 @@ def forest(row: MetricRow) -> list[Whisker]:
     return [Whisker(item, low, at, high) for item, (low, high, at) in place.items()]
 
 
-def curves(training: Mapping[str, Training]) -> Curves | None:
+def curves(training: Mapping[str, TrainingRecord]) -> Curves | None:
     """The loss of all trainings; None when there is none."""
     means = {item: _means(entry.loss) for item, entry in training.items() if entry.loss}
     if not means:

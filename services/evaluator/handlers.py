@@ -1,29 +1,30 @@
-"""Asks one item of a run the questions of every panel, and scores its answers.
+"""Asks one item of a run the questions of every panel, and measures its answers.
 
-Any number of starts gives the same scores: answers are taken up where an earlier start left them. Does not talk HTTP
-(`predict.py`), compute (`scoring.py`) or compare items (`report.py`).
+Two artifacts, each made once: the answers, and what they came to. Any number of starts gives the same of both: answers are taken
+up where an earlier start left them. Does not talk HTTP (`predict.py`), compute (`measure.py`) or compare items (`reports.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.evaluator.measure import measure, versions
 from services.evaluator.panels import Questionnaire, questionnaire
-from services.evaluator.predict import Asker, Questions, answered
-from services.evaluator.scoring import score
-from services.evaluator.stats import seed_of
+from services.evaluator.predict import TEMPERATURE, Asker, Questions, answered
 from understudy.belt.contracts import ItemScored, Message, Progress, ScoringRequested
 from understudy.belt.delivery import Lane
 from understudy.belt.scratch import forget, take_up
+from understudy.metrics import METRICS
 from understudy.plan import Plan
-from understudy.records import Prediction, Score, Scores, write_json, write_jsonl
+from understudy.records import Answered, Measured, Prediction, read_json, read_jsonl, write_json, write_jsonl
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans
+from understudy.terms import Artifact
 
 
 @dataclass(frozen=True)
@@ -40,84 +41,83 @@ class Evaluator:
         return Lane("evaluator", {ScoringRequested: self.evaluate})
 
     def evaluate(self, request: ScoringRequested) -> Iterator[Message]:
-        """Ask and score one item on every panel; yields Progress and ItemScored.
+        """Ask one item on every panel and measure what it says; yields Progress and ItemScored.
 
         Takes up the answers of an earlier delivery that was interrupted, and keeps them when it is interrupted itself.
         """
-        key = keys.scores(request.run, request.item)
-        artifact = self.store.find(key)
-        if artifact is None:
-            plan = self.plans.get(request.plan)
-            datasets = self.plans.datasets(request.datasets) if request.datasets else {}
-            work = take_up(self.work, request.run, request.item)
-            folder = _fresh(work / "artifact")
-            scores: list[Score] = []
-            failures: dict[str, int] = {}
-            rows = 0
-            whose = hashlib.sha256(request.model.encode()).hexdigest()[:12]  # answers of another model are not taken up
-            for panel in plan.panels:
-                asked, answers = questionnaire(self.store, plan, panel, datasets), work / f"{panel}.{whose}.jsonl"
-                yield from self._ask(request, plan, asked, answers, rows)
-                rows += len(asked.examples)
-                predictions = asked.label(answered(answers, asked.examples))
-                write_jsonl(folder / f"predictions-{panel}.jsonl", predictions)
-                scores += _scores(request.item, plan, asked, predictions)
-                if asked.labels:
-                    failures[panel] = sum(prediction.label is None for prediction in predictions)
-            written = Scores(
-                run=request.run,
-                item=request.item,
-                model=request.model,
-                scores=tuple(scores),
-                parse_failures=failures,
-            )
-            write_json(folder / "scores.json", written)
-            if request.adapter and (training := self.store.fetch(request.adapter) / "training.json").is_file():
-                shutil.copyfile(training, folder / "training.json")  # the messages from here on carry no adapter
-            artifact = self.store.put(key, folder)
-            forget(self.work, request.run, request.item)
-        yield ItemScored.answering(request, scores=artifact)
+        plan = self.plans.get(request.plan)
+        datasets = self.plans.datasets(request.datasets) if request.datasets else {}
+        asked = [questionnaire(self.store, plan, panel, datasets) for panel in plan.panels]
+        answers = self.store.find(keys.answers(request.run, request.item))
+        if answers is None:
+            answers = yield from self._ask(request, plan, asked)
+        measures = self.store.find(keys.measures(request.run, request.item))
+        if measures is None:
+            measures = yield from self._measure(request, asked, answers)
+        forget(self.work, request.run, request.item)
+        yield ItemScored.answering(request, answers=answers, measures=measures)
 
     def _ask(
-        self, request: ScoringRequested, plan: Plan, asked: Questionnaire, path: Path, before: int
-    ) -> Iterator[Progress]:
-        """Ask one panel; `before` rows of others were answered already."""
-        questions = Questions(
-            model=request.model,
-            examples=asked.examples,
-            max_tokens=asked.panel.max_tokens,
-            seed=plan.seed,
-            references="perplexity" in asked.panel.metrics,
-        )
-        for tick in self.asker.ask(questions, path):
-            yield Progress.answering(
-                request,
-                station="evaluator",
-                step=asked.name,
-                done=tick.done,
-                total=tick.total,
-                figures={"rows_per_second": tick.rows_per_second, "eta_seconds": tick.eta_seconds},
-                mark=before + tick.done,
+        self, request: ScoringRequested, plan: Plan, panels: list[Questionnaire]
+    ) -> Generator[Progress, None, Artifact]:
+        work = take_up(self.work, request.run, request.item)
+        folder = _fresh(work / "answers")
+        whose = hashlib.sha256(request.model.encode()).hexdigest()[:12]  # answers of another model are not taken up
+        before = 0
+        for asked in panels:
+            file = work / f"{asked.name}.{whose}.jsonl"
+            for tick in self.asker.ask(_questions(request.model, plan.seed, asked), file):
+                yield Progress.answering(
+                    request,
+                    station="evaluator",
+                    step=asked.name,
+                    done=tick.done,
+                    total=tick.total,
+                    figures={"rows_per_second": tick.rows_per_second, "eta_seconds": tick.eta_seconds},
+                    mark=before + tick.done,
+                )
+            before += len(asked.examples)
+            write_jsonl(folder / _file(asked), answered(file, asked.examples))
+        decoding = {"method": "greedy", "temperature": TEMPERATURE, "seed": plan.seed}
+        write_json(folder / "answers.json", Answered(item=request.item, model=request.model, decoding=decoding))
+        return self.store.put(keys.answers(request.run, request.item), folder)
+
+    def _measure(
+        self, request: ScoringRequested, panels: list[Questionnaire], answers: Artifact
+    ) -> Generator[Progress, None, Artifact]:
+        said = self.store.fetch(answers)
+        about = read_json(said / "answers.json", Answered)
+        mark = sum(len(asked.examples) for asked in panels)
+        with self.store.draft() as folder:
+            found = {}
+            for number, asked in enumerate(panels):
+                yield Progress.answering(
+                    request, station="evaluator", step="measuring", done=number, total=len(panels), mark=mark + number
+                )
+                predictions = list(read_jsonl(said / _file(asked), Prediction))
+                found[asked.name] = measure(asked, predictions, folder / f"measures-{asked.name}.npz")
+            measured = Measured(
+                item=about.item, model=about.model, decoding=about.decoding, panels=found, versions=versions()
             )
+            write_json(folder / "measures.json", measured)
+            if request.adapter and (training := self.store.fetch(request.adapter) / "training.json").is_file():
+                shutil.copyfile(training, folder / "training.json")  # the messages from here on carry no adapter
+            return self.store.put(keys.measures(request.run, request.item), folder)
 
 
-def _scores(item: str, plan: Plan, asked: Questionnaire, predictions: list[Prediction]) -> list[Score]:
-    """One panel's metrics of one item; the same seed as in the report, so the same intervals."""
-    seed = seed_of(plan.seed, asked.name)
-    results = score(asked.panel.metrics, asked.labels, asked.examples, {item: predictions}, plan.bootstrap, seed)
-    return [
-        Score(
-            panel=asked.name,
-            metric=result.measure.name,
-            signature=result.measure.signature,
-            n=result.n,
-            value=result.values[item].value,
-            low=result.values[item].low,
-            high=result.values[item].high,
-            higher_is_better=result.measure.higher_is_better,
-        )
-        for result in results
-    ]
+def _questions(model: str, seed: int, asked: Questionnaire) -> Questions:
+    needs = {METRICS[name].needs for name in asked.panel.metrics}
+    return Questions(
+        model=model,
+        examples=asked.examples,
+        max_tokens=asked.panel.max_tokens,
+        seed=seed,
+        references="likelihood" in needs,
+    )
+
+
+def _file(asked: Questionnaire) -> str:
+    return f"answers-{asked.name}.jsonl"
 
 
 def _fresh(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Writes a report's two files: `report.json`, and `report.html`, one page that needs nothing else.
+"""Draws a report as one HTML page that needs nothing else.
 
 All text of models and users is escaped by the template; there is no script in the page. Computes nothing.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.evaluator import figures, words
-from services.evaluator.report import Report
+from services.evaluator import figures
 from services.evaluator.stats import FEWEST_ROWS
-from understudy.plan import Plan
+from understudy import findings
+from understudy.belt.folds.views import RunState
+from understudy.report import Report
 
 TEMPLATES = Path(__file__).with_name("web")
 COLOURS = 8
@@ -18,14 +19,8 @@ LONGEST_TEXT = 1500
 """Characters of a prompt or an answer on the page; report.json has all."""
 
 
-def write(report: Report, folder: Path) -> None:
-    """Both files into `folder`."""
-    (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(render(report), encoding="utf-8")
-
-
-def render(report: Report) -> str:
-    """The page."""
+def render(report: Report, state: RunState) -> str:
+    """The page; `state` says why items are missing and what the gate measured, which is no part of a report."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -35,19 +30,21 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plan = Plan.model_validate(report.plan)
-    bases = words.bases(report, plan)
+    bases = findings.bases(report)
     environment.filters["grouped"] = lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return environment.get_template("report.html.j2").render(
         report=report,
-        plan=plan,
+        plan=report.plan,
         bases=bases,
-        base_of={name: plan.base_of(plan.item(name)).name for name in report.items} if len(bases) > 1 else {},
-        compared=words.compared(report),
-        others=words.others(report, plan),
-        prompt_panels={name for name, panel in plan.panels.items() if panel.prompts},
-        colour={item.name: number % COLOURS for number, item in enumerate(plan.items)},
-        words=words,
+        base_of={name: report.plan.base_of(report.plan.item(name)).name for name in report.items}
+        if len(bases) > 1
+        else {},
+        others=findings.others(report),
+        reasons={name: item.reason or "" for name, item in state.items.items()},
+        gates={name: item.gate for name, item in state.items.items() if item.gate and name in report.items},
+        prompt_panels={name for name, panel in report.plan.panels.items() if panel.prompts},
+        colour={item.name: number % COLOURS for number, item in enumerate(report.plan.items)},
+        words=findings,
         forest=figures.forest,
         curves=figures.curves(report.training),
         clip=clip,

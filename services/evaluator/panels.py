@@ -5,14 +5,15 @@ Does not ask them (`predict.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-from services.evaluator.metrics.classification import parse_label
 from understudy.errors import Invalid
 from understudy.plan import Plan, prompts_dataset
 from understudy.recipe import Panel
-from understudy.records import DatasetCard, Example, Prediction, read_json, read_jsonl
+from understudy.records import DatasetCard, Example, read_json, read_jsonl
 from understudy.store.artifacts import ArtifactStore
 from understudy.terms import Artifact
 
@@ -23,16 +24,15 @@ class Questionnaire:
 
     name: str
     panel: Panel
-    examples: tuple[Example, ...]
-    """The test split of its dataset, or its prompts; always in this order."""
+    file: Path
+    """The test split of its dataset, or its prompts."""
     labels: tuple[str, ...]
     """Classes, empty unless the questions ask for one."""
 
-    def label(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """The predictions with the classes read from their texts."""
-        if not self.labels:
-            return list(predictions)
-        return [p.model_copy(update={"label": parse_label(p.text, self.labels)}) for p in predictions]
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """The questions, always in this order."""
+        return tuple(read_jsonl(self.file, Example))
 
 
 def questionnaire(store: ArtifactStore, plan: Plan, name: str, datasets: Mapping[str, Artifact]) -> Questionnaire:
@@ -41,9 +41,8 @@ def questionnaire(store: ArtifactStore, plan: Plan, name: str, datasets: Mapping
     source = panel.dataset or prompts_dataset(name)
     if source not in datasets:
         raise Invalid(f"Panel `{name}` asks from `{source}`, which was not made", "See why in the log of datagen.")
-    folder = store.fetch(datasets[source])
-    examples = tuple(read_jsonl(folder / "test.jsonl", Example))
-    return Questionnaire(name, panel, examples, card(store, datasets[source]).labels)
+    file = store.fetch(datasets[source]) / "test.jsonl"
+    return Questionnaire(name, panel, file, card(store, datasets[source]).labels)
 
 
 def card(store: ArtifactStore, dataset: Artifact) -> DatasetCard:

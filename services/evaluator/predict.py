@@ -1,25 +1,22 @@
-"""Asks a model the questions of a panel through the endpoint, greedily, and remembers every answer as it comes.
+"""What is asked of a model for a panel, greedily, and how the answers of one question become its `Prediction`.
 
-Each finished row is appended to a file at once, so that a killed process goes on where it was. Does not read classes
+Each finished row is kept at once (`llm/ask.py`), so that a killed process goes on where it was. Does not read classes
 out of answers or score them (`scoring.py`), and knows no panels, runs or messages.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
-from understudy.errors import Invalid, Transient, disk_full
+from understudy.errors import Invalid, Transient
+from understudy.llm.ask import KEY_REFUSED, Log, Tally, Tick, ask
+from understudy.llm.chat import ChatClient, Completion, Refused
 from understudy.records import Example, Prediction, Turn, resume_jsonl
 
-if TYPE_CHECKING:
-    from understudy.llm.chat import ChatClient, Completion
-
-TICK_SECONDS = 0.5
 TEMPERATURE = 0.0
 """Greedy: the most likely token each time."""
 REFUSED = "refused"
@@ -44,18 +41,8 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """How far it is."""
-
-    done: int
-    total: int
-    rows_per_second: float
-    eta_seconds: float
-
-
-@dataclass(frozen=True)
 class Asker:
-    """Asks one endpoint.
+    """Asks one endpoint, without a key: it is our own gateway.
 
     for tick in asker.ask(questions, file): ...      # may be killed and called again
     predictions = answered(file, questions.examples)
@@ -72,60 +59,30 @@ class Asker:
         Raises `Transient` when the endpoint does not answer or does not know the model (yet), `Invalid` when it refuses
         more than a tenth of the questions.
         """
-        known = _take_up(path)
-        todo = [example for example in questions.examples if example.id not in known]
-        refused = sum(
-            known[example.id].finish_reason == REFUSED for example in questions.examples if example.id in known
-        )
-        total, began = len(questions.examples), time.monotonic()
-        with path.open("ab") as file, asyncio.Runner() as runner:
-            job = _Job(questions, file, iter(todo), refused)
-            task = runner.get_loop().create_task(job.run(self))
-            while not runner.run(_ended(task)):
-                rate = job.done / (time.monotonic() - began)
-                left = len(todo) - job.done
-                yield Tick(total - left, total, round(rate, 2), round(left / rate, 1) if rate else 0.0)
-            task.result()
-        yield Tick(total, total, round(len(todo) / max(1e-3, time.monotonic() - began), 2), 0.0)
+        with Log(path, resume_jsonl(path, Prediction)) as log:
+            before = [log.lines[example.id] for example in questions.examples if example.id in log.lines]
+            rows = _Rows(questions, sum(line.finish_reason == REFUSED for line in before))
+            yield from ask(
+                log, questions.examples, rows.answer, rows.refused, self._connect, concurrency=self.concurrency
+            )
+
+    def _connect(self, concurrency: int) -> ChatClient:
+        return ChatClient(self.base_url, None, concurrency=concurrency, tries=self.tries)
 
 
-@dataclass
-class _Job:
-    """One call of `ask`: rows are taken from `todo` by as many workers as requests may be under way."""
+@dataclass(frozen=True)
+class _Rows:
+    """How one question of a panel is asked, and what becomes of a refused one."""
 
     questions: Questions
-    file: BinaryIO
-    todo: Iterator[Example]
-    refused: int
-    done: int = 0
+    refused_before: int
+    """Questions that an earlier call was refused."""
 
-    async def run(self, asker: Asker) -> None:
-        from understudy.llm.chat import ChatClient  # loads the SDK, which takes a second
-
-        async with ChatClient(asker.base_url, concurrency=asker.concurrency, tries=asker.tries) as chat:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(asker.concurrency):
-                        group.create_task(self._work(chat))
-            except ExceptionGroup as group_error:
-                raise group_error.exceptions[0] from None
-
-    async def _work(self, chat: ChatClient) -> None:
-        for example in self.todo:
-            self._note(await self._row(chat, example))
-
-    def _note(self, prediction: Prediction) -> None:
-        try:
-            self.file.write(prediction.model_dump_json(exclude_none=True).encode() + b"\n")
-            self.file.flush()
-        except OSError as error:
-            raise disk_full(error, self.file.name) or error from error
-        self.done += 1
-
-    async def _row(self, chat: ChatClient, example: Example) -> Prediction:
+    async def answer(self, chat: ChatClient, example: Example) -> Prediction:
+        """The line of one example."""
         asked = self.questions
         wants_reference = asked.references and bool(example.completion.strip())
-        try:
+        with _model_may_come_back():
             answer = await chat.complete(
                 asked.model,
                 example.prompt,
@@ -134,9 +91,6 @@ class _Job:
                 seed=asked.seed,
                 extra=ASK_TOKEN_IDS if wants_reference else None,
             )
-        except Invalid as error:
-            self._refuse(error)
-            return Prediction(id=example.id, text="", finish_reason=REFUSED, prompt_tokens=0, completion_tokens=0)
         reference = await self._reference(chat, example, answer) if wants_reference else None
         return Prediction(
             id=example.id,
@@ -148,13 +102,25 @@ class _Job:
             reference_tokens=reference[1] if reference else None,
         )
 
+    def refused(self, example: Example, error: Refused, tally: Tally) -> Prediction:
+        """The line of a refused one; raises `Invalid` when there are too many."""
+        refused = self.refused_before + tally.refused
+        if refused > MOST_REFUSED * tally.total:
+            raise Invalid(
+                f"Model `{self.questions.model}` was refused {refused} of {tally.total} questions, the last with: {error}",
+                "Shorten them, or serve with a longer context.",
+            ) from error
+        return Prediction(id=example.id, text="", finish_reason=REFUSED, prompt_tokens=0, completion_tokens=0)
+
     async def _reference(self, chat: ChatClient, example: Example, answer: Completion) -> tuple[float, int] | None:
         """Sum of log-probabilities and number of tokens of the reference; None when the endpoint cannot say."""
         turns = (*example.prompt, Turn(role="assistant", content=example.completion))
         try:
-            scored = await chat.complete(self.questions.model, turns, max_tokens=1, extra=SCORE_REFERENCE)
-        except Invalid as error:
-            _check_refusal(error)
+            with _model_may_come_back():
+                scored = await chat.complete(self.questions.model, turns, max_tokens=1, extra=SCORE_REFERENCE)
+        except Refused as error:
+            if error.status in KEY_REFUSED:
+                raise
             return None
         positions = scored.raw.get("prompt_logprobs")
         if positions is None:
@@ -163,16 +129,6 @@ class _Job:
                 "Take `perplexity` out of the panel, or serve with vLLM.",
             )
         return reference_logprob(positions, answer.raw.get("prompt_token_ids"), answer.prompt_tokens)
-
-    def _refuse(self, error: Invalid) -> None:
-        _check_refusal(error)
-        self.refused += 1
-        if self.refused > MOST_REFUSED * len(self.questions.examples):
-            raise Invalid(
-                f"Model `{self.questions.model}` was refused {self.refused} of {len(self.questions.examples)} questions, "
-                f"the last with: {error}",
-                "Shorten them, or serve with a longer context.",
-            ) from error
 
 
 def reference_logprob(
@@ -200,24 +156,16 @@ def reference_logprob(
 
 def answered(path: Path, examples: Sequence[Example]) -> list[Prediction]:
     """The predictions in `path`, in the order of `examples`, all of which have been answered."""
-    known = _take_up(path)
+    known = {prediction.id: prediction for prediction in resume_jsonl(path, Prediction)}
     return [known[example.id] for example in examples]
 
 
-def _take_up(path: Path) -> dict[str, Prediction]:
-    """What an earlier call left in `path`, by example."""
-    return {prediction.id: prediction for prediction in resume_jsonl(path, Prediction)}
-
-
-def _check_refusal(error: Invalid) -> None:
-    """Pass when the endpoint refused this one question; raise when it would refuse any."""
-    status = getattr(error.__cause__, "status_code", None)
-    if status == 404:
-        raise Transient(f"{error.what}; the model may be on its way back") from error
-    if status in (401, 403):
-        raise error
-
-
-async def _ended(task: asyncio.Task[None]) -> bool:
-    await asyncio.wait({task}, timeout=TICK_SECONDS)
-    return task.done()
+@contextmanager
+def _model_may_come_back() -> Iterator[None]:
+    """404 says nothing about the question."""
+    try:
+        yield
+    except Refused as error:
+        if error.status == 404:
+            raise Transient(f"{error.what}; the model may be on its way back") from error
+        raise

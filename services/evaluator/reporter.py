@@ -1,19 +1,16 @@
-"""Closes a run: makes the report on what it came to, and says that it is over.
+"""Closes a run: has the report made on what it came to, and says that it is over.
 
-A report speaks of one outcome and holds nothing but what follows from it, so one that is made again has the same bytes.
-Does not decide when a run is over (`closer.py`), compute (`report.py`) or draw (`page.py`).
+Does not decide when a run is over (`closer.py`), nor compute (`reports.py`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.evaluator import page, report
-from services.evaluator.panels import card, questionnaire
-from services.evaluator.predict import TEMPERATURE
+from services.evaluator.reports import Reports
 from understudy.belt import turns
 from understudy.belt.contracts import ItemScored, Message, Progress, ReportRequested, RunClosed
 from understudy.belt.delivery import Lane
@@ -21,13 +18,9 @@ from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.scratch import forget
 from understudy.belt.topics import BY_NAME
-from understudy.belt.turns import Book, Ends
-from understudy.plan import Plan
-from understudy.records import Prediction, Scores, read_json, read_jsonl
-from understudy.store import keys
-from understudy.store.artifacts import ArtifactStore
+from understudy.belt.turns import Book
+from understudy.report import Inputs, Scored
 from understudy.store.plans import Plans
-from understudy.terms import Artifact
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +29,7 @@ log = logging.getLogger(__name__)
 class Reporter:
     """The lane `reporter`."""
 
-    store: ArtifactStore
+    reports: Reports
     plans: Plans
     control: Control
     reader: Reader
@@ -56,26 +49,29 @@ class Reporter:
         if turns.outcome(book) != request.outcome:
             log.info("%s: more was said since; no report on %s", request.run, request.outcome)
             return
-        artifact = None
+        report = None
         if request.plan:
             plan = self.plans.get(request.plan)
             ends = turns.ends(book, plan)
-            scores = {item: end.scores for item, end in ends.successes.items() if isinstance(end, ItemScored)}
-            key = keys.report(request.run, request.outcome)
-            artifact = self.store.find(key) if scores else None
-            if scores and artifact is None:
-                made = yield from self._report(request, plan, ends, scores)
-                with self.store.draft() as folder:
-                    page.write(made, folder)
-                    artifact = self.store.put(key, folder)
+            inputs = Inputs(
+                run=request.run,
+                plan=request.plan,
+                datasets=request.datasets,
+                scored={
+                    item: Scored(answers=end.answers, measures=end.measures)
+                    for item, end in ends.successes.items()
+                    if isinstance(end, ItemScored)
+                },
+                failed=tuple(ends.failures),
+                cancelled=ends.cancelled,
+            )
+            if inputs.scored:
+                yield Progress.answering(request, station="evaluator", step="report")
+                report = self.reports.of(inputs)
             if len(ends.successes) == len(plan.items):  # else one may be tried again, and take up its answers
                 forget(self.work, request.run)
         yield RunClosed.answering(
-            request,
-            status=request.status,
-            outcome=request.outcome,
-            report=artifact,
-            reason=request.reason,
+            request, status=request.status, outcome=request.outcome, report=report, reason=request.reason
         )
 
     def _book(self, request: ReportRequested) -> Book:
@@ -84,37 +80,3 @@ class Reporter:
             topic = BY_NAME["run-control"]
             self.reader.wait_for(topic.name, request.place(topic.partitions), request.until)
         return self.control.book(request.run)
-
-    def _report(
-        self, request: ReportRequested, plan: Plan, ends: Ends, scores: Mapping[str, Artifact]
-    ) -> Generator[Progress, None, report.Report]:
-        datasets = self.plans.datasets(request.datasets) if request.datasets else {}
-        folders = {item: self.store.fetch(artifact) for item, artifact in scores.items()}
-        panels = []
-        for number, name in enumerate(plan.panels):
-            yield Progress.answering(
-                request,
-                station="evaluator",
-                step="report",
-                done=number,
-                total=len(plan.panels),
-                mark=number,
-            )
-            asked = questionnaire(self.store, plan, name, datasets)
-            answers = {i: tuple(read_jsonl(f / f"predictions-{name}.jsonl", Prediction)) for i, f in folders.items()}
-            panels.append(report.compare(plan, asked, answers))
-        training = {item: f / "training.json" for item, f in folders.items() if (f / "training.json").is_file()}
-        return report.Report(
-            run=request.run,
-            plan=plan.model_dump(mode="json"),
-            items=tuple(scores),
-            models={item: read_json(f / "scores.json", Scores).model for item, f in folders.items()},
-            compared_with={item: other for item in scores if (other := plan.item(item).compared_with)},
-            failed={item: end.reason for item, end in ends.failures.items()},
-            cancelled=ends.cancelled,
-            panels=tuple(panels),
-            training={item: report.Training.model_validate_json(path.read_bytes()) for item, path in training.items()},
-            datasets={name: card(self.store, artifact) for name, artifact in sorted(datasets.items())},
-            decoding={"method": "greedy", "temperature": TEMPERATURE, "seed": plan.seed},
-            versions=report.versions(),
-        )

@@ -1,6 +1,6 @@
-"""Scores predictions: metrics with intervals for one item, and paired differences for several.
+"""Compares items on one panel: metrics with intervals, and paired differences, from what was measured.
 
-Joins the metric families with the bootstrap. Does not ask models (`predict.py`) or draw anything (`report.py`).
+Joins the metric families with the bootstrap. Measures nothing itself (`measure.py`), asks and draws nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.evaluator.metrics import families
+from services.evaluator.measure import Tables
 from services.evaluator.metrics.family import Family, Floats, Measure
-from services.evaluator.stats import Difference, Interval, difference, interval, mcnemar, resampled_sums
+from services.evaluator.stats import Difference, Interval, difference, interval, resampled_sums
 from understudy.interrupt import check
-from understudy.records import Example, Prediction
-
-Answers = Mapping[str, Sequence[Prediction]]
-"""Item -> predictions, each in the order of the examples."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +36,10 @@ class Result:
 
 
 def score(
-    metrics: Sequence[str],
-    labels: tuple[str, ...],
-    examples: Sequence[Example],
-    answers: Answers,
-    resamples: int,
-    seed: tuple[int, ...],
+    chosen: Sequence[Family], measured: Mapping[str, Tables], resamples: int, seed: tuple[int, ...]
 ) -> list[Result]:
-    """All `metrics` of all items on one panel; a metric that no row counts for is left out."""
-    chosen = families(metrics, labels)
-    tables = [_tables(family, examples, answers) for family in chosen]
+    """All metrics of the `chosen` families of all items; one that no row counts for is left out."""
+    tables = [_tables(family, measured) for family in chosen]
     columns = [table for of_family in tables for table in of_family.values()]
     if not columns:
         return []
@@ -65,31 +55,19 @@ def score(
             column += table.shape[1]
         n = int(next(iter(of_family.values()))[:, -1].sum()) if of_family else 0
         for measure in family.measures() if n else ():
+            check()
             name = measure.name
             found = {item: interval(float(values[item][name]), resampled[item][name]) for item in of_family}
             results.append(Result(measure, n, found, {item: resampled[item][name] for item in of_family}))
-    order = list(metrics)
-    return sorted(results, key=lambda result: order.index(result.measure.name))
+    return results
 
 
-def mcnemar_p(examples: Sequence[Example], item: Sequence[Prediction], other: Sequence[Prediction]) -> float:
-    """Exact p that the two get equally many classes right."""
-    rows = list(zip(examples, item, other, strict=True))
-    gained = sum(a.label == e.label != b.label for e, a, b in rows)
-    lost = sum(a.label != e.label == b.label for e, a, b in rows)
-    return mcnemar(gained, lost)
-
-
-def _tables(family: Family, examples: Sequence[Example], answers: Answers) -> dict[str, Floats]:
+def _tables(family: Family, measured: Mapping[str, Tables]) -> dict[str, Floats]:
     """Item -> statistics, with the rows that do not count for some item emptied for all.
 
     An item without any row that counts is left out: its base cannot say, and those of another base can.
     """
-    tables = {}
-    for item, predictions in answers.items():
-        check()
-        table = family.statistics(examples, predictions)
-        if table[:, -1].any():
-            tables[item] = table
+    of_items = {item: tables[family.key] for item, tables in measured.items() if family.key in tables}
+    tables = {item: table for item, table in of_items.items() if table[:, -1].any()}
     counted = np.prod([table[:, -1] for table in tables.values()], axis=0)
     return {item: table * np.reshape(counted, (-1, 1)) for item, table in tables.items()}

@@ -9,14 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from services.evaluator.metrics.family import Floats
 from understudy.interrupt import check
+from understudy.report import Verdict
 
-Verdict = Literal["better", "worse", "no clear difference"]
 BLOCK_BYTES = 1 << 22
 """Of one block of the count matrix: few and large products, because waking the threads of a small one costs more than it."""
 FEWEST_ROWS = 10

@@ -235,8 +235,9 @@ class ItemServed(Ended):
 class ItemScored(Ended):
     """An item answered every panel and was scored."""
 
-    type: Literal["item.scored.v1"] = "item.scored.v1"
-    scores: Artifact
+    type: Literal["item.scored.v2"] = "item.scored.v2"
+    answers: Artifact
+    measures: Artifact
 
 
 class ItemFailed(Ended):
@@ -271,7 +272,7 @@ class RunClosed(Message):
     outcome: str | None = None
     """Of which ends and wishes this speaks: `turns.outcome`. None: the run never came so far."""
     report: Artifact | None = None
-    """Folder with `report.html` and `report.json`; None when nothing was scored."""
+    """Folder with `report.json`; None when nothing was scored."""
     station: Station = "evaluator"
     reason: Reason | None = None
     """Why it failed."""

@@ -31,14 +31,19 @@ def adapter(run: str, item: str) -> str:
     return f"runs/{run}/adapters/{item}"
 
 
-def scores(run: str, item: str) -> str:
-    """Answers and scores of an item."""
-    return f"runs/{run}/scores/{item}"
+def answers(run: str, item: str) -> str:
+    """What an item answered to every panel."""
+    return f"runs/{run}/answers/{item}"
 
 
-def report(run: str, outcome: str) -> str:
-    """The report on one outcome of a run."""
-    return f"runs/{run}/reports/{outcome}"
+def measures(run: str, item: str) -> str:
+    """What an item's answers came to."""
+    return f"runs/{run}/measures/{item}"
+
+
+def report(run: str, inputs: str) -> str:
+    """The report that follows from `inputs`, a digest of them."""
+    return f"runs/{run}/reports/{inputs}"
 
 
 def training_logs(run: str) -> str:

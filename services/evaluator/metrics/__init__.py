@@ -1,26 +1,22 @@
-"""The metrics, one family per file. Does not know items, intervals (`stats.py`) or reports."""
+"""The metrics, one family per file; the kernel's table (`understudy/metrics.py`) names the file of each.
+
+Does not know items, intervals (`stats.py`) or reports.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
-from services.evaluator.metrics.bleu import Bleu
-from services.evaluator.metrics.classification import Classification
 from services.evaluator.metrics.family import Family
-from services.evaluator.metrics.perplexity import Perplexity
-from services.evaluator.metrics.rouge import RougeL
-from understudy.recipe import CLASS_METRICS
+from understudy.metrics import METRICS
 
 
 def families(names: Sequence[str], labels: tuple[str, ...]) -> list[Family]:
     """The families that together compute the metrics `names`, on a panel whose classes are `labels`."""
-    chosen: list[Family] = []
-    if wanted := tuple(name for name in CLASS_METRICS if name in names):
-        chosen.append(Classification(labels, wanted))
-    if "bleu" in names:
-        chosen.append(Bleu())
-    if "rougeL" in names:
-        chosen.append(RougeL())
-    if "perplexity" in names:
-        chosen.append(Perplexity())
-    return chosen
+    chosen = dict.fromkeys(metric.family for metric in METRICS.values() if metric.name in names)
+    found: list[Family] = []
+    for family in chosen:
+        wanted = tuple(name for name, metric in METRICS.items() if metric.family == family and name in names)
+        found += import_module(f"{__name__}.{family}").families(wanted, labels)
+    return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.evaluator.metrics.family import Floats, Measure, ratio
+from understudy.interrupt import check
 from understudy.records import Example, Prediction
 
 ORDER = 4
@@ -19,6 +20,8 @@ class Bleu:
 
     Rows without a reference do not count; an empty answer does.
     """
+
+    key = "bleu"
 
     def measures(self) -> tuple[Measure, ...]:
         from sacrebleu.metrics import BLEU
@@ -33,6 +36,7 @@ class Bleu:
         scorer = BLEU()
         rows = np.zeros((len(examples), 2 * ORDER + 3))
         for row, example, prediction in zip(rows, examples, predictions, strict=True):
+            check()
             if example.completion.strip():
                 score = scorer.corpus_score([prediction.text], [[example.completion]])
                 row[:] = [*score.counts, *score.totals, score.sys_len, score.ref_len, 1]
@@ -50,3 +54,8 @@ class Bleu:
         score = 100 * brevity * np.exp(np.log(precision).mean(axis=-1))
         possible = (right > 0).any(axis=-1) & (total > 0).all(axis=-1)
         return {"bleu": np.where(rows == 0, np.nan, np.where(possible, score, 0.0))}
+
+
+def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Bleu]:
+    """What computes `names`."""
+    return [Bleu()]

@@ -1,7 +1,8 @@
-"""Accuracy, and precision, recall and F1 averaged over classes; and how a class is read from an answer.
+"""Accuracy, and precision, recall and F1 averaged over classes; and which class an answer stands for.
 
-Equal to scikit-learn's `precision_recall_fscore_support(labels=classes, average="macro", zero_division=0)`. An answer
-without a class is a wrong prediction of no class: it lowers recall, and no class's precision.
+Equal to scikit-learn's `precision_recall_fscore_support(labels=classes, average="macro", zero_division=0)`. Computed twice,
+by two readings: the class that was written, and the one that is found most likely after the same prompt. An answer without a
+class is a wrong prediction of no class: it lowers recall, and no class's precision.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ from functools import lru_cache
 import numpy as np
 
 from services.evaluator.metrics.family import Floats, Measure, ratio
-from understudy.recipe import CLASS_METRICS
+from understudy.metrics import MOST_LIKELIEST, Reading
 from understudy.records import Example, Prediction
 
 PARSE = "first-label-word"
 """The class is the first class name in the answer: a whole word, upper or lower case, the longest where several
 begin at the same place. Lenient on purpose: a chatty base model is not marked down for chatting."""
+READINGS: dict[Reading, str] = {
+    "written": f"parse:{PARSE}",
+    "likeliest": "argmax over labels:sum of token log-probabilities, end of turn:yes",
+}
+
+
+def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Classification]:
+    """What computes `names`, by both readings where there are not too many classes for the second."""
+    readings: list[Reading] = ["written", "likeliest"] if len(labels) <= MOST_LIKELIEST else ["written"]
+    return [Classification(labels, names, reading) for reading in readings]
 
 
 def parse_label(text: str, labels: tuple[str, ...]) -> str | None:
@@ -39,38 +50,50 @@ def _pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(rf"(?<!\w)({word})(?!\w)" for word in words), re.IGNORECASE)
 
 
+def likeliest(prediction: Prediction, labels: tuple[str, ...]) -> str | None:
+    """The class that the model finds most likely, the first of equals; None where that is not known."""
+    found = prediction.label_logprobs
+    return labels[found.index(max(found))] if found and len(found) == len(labels) else None
+
+
 @dataclass(frozen=True)
 class Classification:
     """Statistics: per class true positives, predicted, actual (3 x classes columns), then 1."""
 
     labels: tuple[str, ...]
     """All classes, in the order of the dataset card."""
-    names: tuple[str, ...] = CLASS_METRICS
+    names: tuple[str, ...]
     """Those to report."""
+    reading: Reading = "written"
+
+    @property
+    def key(self) -> str:
+        return f"classification-{self.reading}"
 
     def measures(self) -> tuple[Measure, ...]:
-        tail = f"labels:{len(self.labels)}|parse:{PARSE}"
+        tail = f"labels:{len(self.labels)}|{READINGS[self.reading]}"
         macro = f"average:macro|zero_division:0|{tail}"
-        return tuple(Measure(name, f"{name}|{tail if name == 'accuracy' else macro}") for name in self.names)
+        return tuple(
+            Measure(name, f"{name}|{tail if name == 'accuracy' else macro}", self.reading) for name in self.names
+        )
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         classes = {label: index for index, label in enumerate(self.labels)}
         size = len(classes)
         rows = np.zeros((len(examples), 3 * size + 1))
         for row, example, prediction in zip(rows, examples, predictions, strict=True):
-            gold = classes[example.label] if example.label is not None else None
-            said = classes[prediction.label] if prediction.label is not None else None
-            if gold is None:
+            said = self._class_of(prediction)
+            if example.label is None or (said is None and self.reading == "likeliest"):
                 continue
+            gold = classes[example.label]
             row[2 * size + gold] = row[-1] = 1
             if said is not None:
-                row[size + said] = 1
-                row[said] = said == gold
+                row[size + classes[said]] = 1
+                row[classes[said]] = said == example.label
         return rows
 
     def values(self, sums: Floats) -> dict[str, Floats]:
-        size = len(self.labels)
-        right, said, gold = (sums[..., k * size : (k + 1) * size] for k in range(3))
+        right, said, gold = self._parts(sums)
         precision, recall, f1 = ratio(right, said, 0), ratio(right, gold, 0), ratio(2 * right, said + gold, 0)
         every = {
             "accuracy": ratio(right.sum(axis=-1), sums[..., -1], np.nan),
@@ -79,3 +102,30 @@ class Classification:
             "f1": f1.mean(axis=-1),
         }
         return {name: every[name] for name in self.names}
+
+    def right(self, table: Floats) -> Floats:
+        """(n,): 1 where the answer is right."""
+        found: Floats = self._parts(table)[0].sum(axis=-1)
+        return found
+
+    def confusion(self, table: Floats) -> Floats:
+        """Counts (classes, classes + 1): actual class, class in the answer, the last one for none."""
+        _, said, gold = self._parts(table)
+        none = table[:, -1:] - said.sum(axis=-1, keepdims=True)
+        counts: Floats = gold.T @ np.concatenate((said, none), axis=1)
+        return counts
+
+    def said(self, row: Floats) -> str | None:
+        """The class that the answer of one row stands for."""
+        _, said, _ = self._parts(row)
+        return self.labels[int(said.argmax())] if said.any() else None
+
+    def _parts(self, sums: Floats) -> tuple[Floats, Floats, Floats]:
+        """Per class: right, predicted, actual."""
+        size = len(self.labels)
+        return sums[..., :size], sums[..., size : 2 * size], sums[..., 2 * size : 3 * size]
+
+    def _class_of(self, prediction: Prediction) -> str | None:
+        if self.reading == "likeliest":
+            return likeliest(prediction, self.labels)
+        return parse_label(prediction.text, self.labels)

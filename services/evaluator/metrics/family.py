@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from understudy.metrics import Reading
 from understudy.records import Example, Prediction
 
 Floats = npt.NDArray[np.float64]
@@ -26,16 +27,20 @@ class Measure:
     """As in the recipe."""
     signature: str
     """Exactly what is computed, so that two numbers with one signature can be compared."""
-    higher_is_better: bool = True
+    reading: Reading = "written"
 
 
 class Family(Protocol):
-    """Metrics that share their statistics.
+    """Metrics that share their statistics. Its module has `families(names, labels)`, which makes those of a panel.
 
     statistics = family.statistics(examples, predictions)      # (n, k)
     family.values(statistics.sum(axis=0))["bleu"]               # on all rows
     family.values(counts @ statistics)["bleu"]                  # on every resample, counts (r, n)
     """
+
+    @property
+    def key(self) -> str:
+        """Its name among a panel's families."""
 
     def measures(self) -> tuple[Measure, ...]:
         """The metrics, in the order people read them."""

@@ -19,8 +19,10 @@ class Perplexity:
     the turn is not among the tokens. Depends on the tokenizer: compare only items of one base.
     """
 
+    key = "perplexity"
+
     def measures(self) -> tuple[Measure, ...]:
-        return (Measure("perplexity", "perplexity|of:reference answer|micro over tokens|end of turn:no", False),)
+        return (Measure("perplexity", "perplexity|of:reference answer|micro over tokens|end of turn:no"),)
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         rows = [
@@ -31,3 +33,8 @@ class Perplexity:
 
     def values(self, sums: Floats) -> dict[str, Floats]:
         return {"perplexity": np.exp(-ratio(sums[..., 0], sums[..., 1], np.nan))}
+
+
+def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Perplexity]:
+    """What computes `names`."""
+    return [Perplexity()]

@@ -36,6 +36,8 @@ def rouge_l(answer: str, reference: str) -> float:
 class RougeL:
     """Statistics: the row's F-measure, then 1. Rows without a reference do not count; an empty answer counts 0."""
 
+    key = "rouge"
+
     def measures(self) -> tuple[Measure, ...]:
         signature = f"rougeL|fmeasure|mean over rows|tokens:{WORD.pattern}|case:lower|stemmer:porter from {SHORTEST_STEMMED} letters"
         return (Measure("rougeL", signature),)
@@ -49,6 +51,11 @@ class RougeL:
 
     def values(self, sums: Floats) -> dict[str, Floats]:
         return {"rougeL": ratio(sums[..., 0], sums[..., 1], np.nan)}
+
+
+def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[RougeL]:
+    """What computes `names`."""
+    return [RougeL()]
 
 
 def _tokens(text: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from understudy.belt.folds.run import AT, STAGES, Run, Stage
 from understudy.belt.turns import Book, order
 from understudy.errors import NotFound
 from understudy.hints import nearest
-from understudy.terms import Artifact
+from understudy.terms import Artifact, Gate
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 OVER: tuple[Status, ...] = ("finished", "failed", "cancelled")
@@ -51,6 +51,8 @@ class ItemState(BaseModel):
     """The latest word of the station that has it."""
     model: str | None = None
     """Name on the endpoint, once served."""
+    gate: Gate | None = None
+    """What the gate measured of it."""
 
 
 class RunSummary(BaseModel):
@@ -175,7 +177,9 @@ class View:
         name, generation = planned.item, self._request.generation
         end, move = self._book.end_of(name), self._run.moves.get(name)
         served = self._run.served.get(name)
-        about = {"base": planned.base, "what": planned.what, "model": served.model if served else None}
+        about: dict[str, Any] = {"base": planned.base, "what": planned.what}
+        if served:
+            about |= {"model": served.model, "gate": served.gate}
         if isinstance(end, ItemScored):
             return ItemState(stage="scored", **about)
         if isinstance(end, ItemServed):

@@ -222,7 +222,7 @@ def test_a_run_that_is_over_is_taken_up_again_unless_all_came_through(world: Wor
     run = world.run(source).json()["id"]
     plan = world.messages("run-requested")[0].plan
     made = c.DatasetsMade(run=run, plan=plan, datasets=SHA)
-    scored = c.ItemScored(run=run, item="base", scores=SHA)
+    scored = c.ItemScored(run=run, item="base", answers=SHA, measures=SHA)
     world.publish(made)
     assert world.run(source).json()["status"] == "running"
     world.close_run(run, scored, c.ItemFailed(run=run, item="remarks", station="trainer", reason="too hot"))
@@ -238,7 +238,7 @@ def test_a_run_that_is_over_is_taken_up_again_unless_all_came_through(world: Wor
     assert world.messages("run-requested")[1].plan == plan, "with the plan it began with"
 
     world.publish(made.model_copy(update={"generation": 2}))
-    world.close_run(run, c.ItemScored(run=run, generation=2, item="remarks", scores=SHA))
+    world.close_run(run, c.ItemScored(run=run, generation=2, item="remarks", answers=SHA, measures=SHA))
     assert world.run(source).json()["status"] == "finished"
     assert len(world.requested()) == 2, "complete: nothing to do"
 
@@ -355,7 +355,7 @@ def test_a_run_that_is_taken_up_right_after_it_was_cancelled_goes_on(world: Worl
     state = world.http.get(f"/v1/runs/{run}").json()
     assert (state["generation"], state["status"]) == (2, "queued"), "the end of the first is none of the second"
     assert world.run(source).json() == state, "it goes on, and once"
-    scored = [c.ItemScored(run=run, item=item, scores=SHA, generation=2) for item in ("base", "remarks")]
+    scored = [c.ItemScored(run=run, item=item, answers=SHA, measures=SHA, generation=2) for item in ("base", "remarks")]
     world.publish(*scored)
     world.cancel(run)
     assert world.run(source).json()["generation"] == 2, "nothing is left to do"

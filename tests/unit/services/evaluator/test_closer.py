@@ -73,7 +73,7 @@ class Run:
 
     def scored(self, *items: str, generation: int = 1, attempt: int = 1) -> None:
         about = {"run": self.name, "generation": generation, "attempt": attempt}
-        self.bus.publish(*(ItemScored(**about, item=item, scores=A) for item in items))
+        self.bus.publish(*(ItemScored(**about, item=item, answers=A, measures=A) for item in items))
 
     def failed(self, *items: str, generation: int = 1) -> None:
         for item in items:

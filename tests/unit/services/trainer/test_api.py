@@ -93,7 +93,7 @@ def test_one_job_per_trained_item_with_its_outcome(world: World) -> None:
         world.say(c.ScoringRequested, item, model=f"ft:{item}")
         world.say(c.ModelServed, item, model=f"ft:{item}", base="tiny")
     world.bus.publish(c.DatasetsMade(run="r", plan=NONE, datasets=NONE))
-    world.say(c.ItemScored, "p", scores=NONE)
+    world.say(c.ItemScored, "p", answers=NONE, measures=NONE)
     world.say(c.ItemServed, "v", model="ft:v")
     world.say(c.ItemFailed, "w", station="trainer", reason="too long")
     cancel(world.bus, "r", 1, "x")

@@ -29,7 +29,7 @@ EXAMPLES: list[c.Message] = [
     c.DatasetsMade(run="r", plan=ARTIFACT, datasets=ARTIFACT),
     c.ModelServed(run="r", item="v", model="ft:base:r:v:00", base="seedling", parent="seedling", adapter=ARTIFACT),
     c.ItemServed(run="r", item="v", model="ft:base:r:v:00"),
-    c.ItemScored(run="r", item="v", scores=ARTIFACT),
+    c.ItemScored(run="r", item="v", answers=ARTIFACT, measures=ARTIFACT),
     c.ItemFailed(run="r", item="v", generation=2, attempt=3, station="trainer", reason="because"),
     c.ReportRequested(run="r", outcome="0" * 16, status="finished", plan=ARTIFACT, datasets=ARTIFACT),
     c.RunClosed(run="r", status="finished", outcome="0" * 16, report=ARTIFACT),
@@ -117,7 +117,7 @@ def test_failures_name_the_item_when_there_is_one_and_carry_its_generation_and_a
     whole = c.failure(EXAMPLES[0], "datagen", "because")
     assert isinstance(whole, c.RunClosed)
     assert (whole.status, whole.outcome) == ("failed", None)
-    scored = c.failure(c.ItemScored(run="r", item="v", scores=ARTIFACT), "evaluator", "because")
+    scored = c.failure(c.ItemScored(run="r", item="v", answers=ARTIFACT, measures=ARTIFACT), "evaluator", "because")
     assert isinstance(scored, c.RunClosed), "an item that was scored has not failed because the closer did"
 
 

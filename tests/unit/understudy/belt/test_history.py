@@ -46,7 +46,7 @@ STORY: tuple[tuple[c.Message, str], ...] = (
     (c.ScoringRequested(**RIDE, model="r-1.v"), "v: handed to evaluator"),  # type: ignore[arg-type]
     (c.CancelRequested(run="r-1", item="w", owner="me"), "w: cancel was asked for by me"),
     (c.CancelRequested(run="r-1"), "the run: cancel was asked for"),
-    (c.ItemScored(run="r-1", item="v", scores=A), "v: through: it is scored"),
+    (c.ItemScored(run="r-1", item="v", answers=A, measures=A), "v: through: it is scored"),
     (c.ItemServed(run="r-1", item="u", model="m"), "u: through: it is served"),
     (
         c.ReportRequested(run="r-1", outcome="o", status="cancelled"),

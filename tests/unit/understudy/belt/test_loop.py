@@ -409,7 +409,7 @@ def test_several_in_hand_and_one_that_hangs_holds_up_nobody(bus: EmbeddedBus) ->
             time.sleep(0.01)
             yield c.Progress(run="r", station="trainer", item=message.item, step="hangs")
         done.append(message.item)
-        yield c.ItemScored(run="r", item=message.item, scores=A)
+        yield c.ItemScored(run="r", item=message.item, answers=A, measures=A)
 
     bus.publish(*(item("r", n) for n in range(5)))
     with Running(bus, Lane("trainer", {c.TrainingRequested: handler}, width=3)):
@@ -426,7 +426,7 @@ def test_what_a_replica_lacks_is_left_for_one_that_has_it(bus: EmbeddedBus) -> N
     def handler(name: str) -> Handler:
         def handle(message: c.TrainingRequested) -> Iterator[c.Message]:
             did[name].append(message.item)
-            yield c.ItemScored(run="r", item=message.item, scores=A)
+            yield c.ItemScored(run="r", item=message.item, answers=A, measures=A)
 
         return handle
 
@@ -521,7 +521,7 @@ def test_who_has_seen_several_processes_die_works_alone_and_takes_no_others_with
         at_work.append(set(now))
         time.sleep(0.05)
         now.discard(message.item)
-        yield c.ItemScored(run="r", item=message.item, scores=A)
+        yield c.ItemScored(run="r", item=message.item, answers=A, measures=A)
 
     bus.publish(*(item("r", n) for n in range(4)))
     for _ in range(4):  # processes that took them all, and died
@@ -547,7 +547,7 @@ def test_a_suspect_that_waits_for_long_holds_up_nobody(bus: EmbeddedBus) -> None
             time.sleep(0.02)
             yield c.Progress(run="r", station="trainer", item=message.item, step="waits")
         done.append(message.item)
-        yield c.ItemScored(run="r", item=message.item, scores=A)
+        yield c.ItemScored(run="r", item=message.item, answers=A, measures=A)
 
     bus.publish(*(item("r", n) for n in range(3)))
     for _ in range(4):

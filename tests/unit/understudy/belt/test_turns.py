@@ -42,7 +42,7 @@ def made(generation: int = 1, attempt: int = 1) -> DatasetsMade:
 
 def came_through(item: str, generation: int = 1, attempt: int = 1) -> Ended:
     about = {"run": "r", "item": item, "generation": generation, "attempt": attempt}
-    return ItemServed(**about, model=item) if item == "item7" else ItemScored(**about, scores=A)
+    return ItemServed(**about, model=item) if item == "item7" else ItemScored(**about, answers=A, measures=A)
 
 
 def failed(item: str, generation: int = 1, attempt: int = 1) -> ItemFailed:

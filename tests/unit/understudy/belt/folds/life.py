@@ -105,7 +105,7 @@ class Life:
             else:
                 self.on(c.ScoringRequested.following(message, model=model))
         else:
-            self.control(c.ItemScored(**about, item=message.item, scores=A))
+            self.control(c.ItemScored(**about, item=message.item, answers=A, measures=A))
 
     def on(self, message: c.OnBelt) -> None:
         self.publish(message)

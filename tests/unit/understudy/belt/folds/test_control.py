@@ -56,7 +56,7 @@ def test_a_history_gives_the_book_as_it_was_at_any_record() -> None:
     told = [
         m for m in life.Life(life.Random(5)).messages if isinstance(m, c.Ended | c.DatasetsMade | c.CancelRequested)
     ]
-    other = c.ItemScored(run="other", item="x", scores=A)
+    other = c.ItemScored(run="other", item="x", answers=A, measures=A)
     lie = life.records([m for each in told for m in (each, other)])
     fold = Histories()
     life.feed(lie, fold)
@@ -68,7 +68,7 @@ def test_a_history_gives_the_book_as_it_was_at_any_record() -> None:
 
 
 def test_reading_again_from_the_start_doubles_no_history() -> None:
-    lie = life.records([c.ItemScored(run="r", item="x", scores=A), c.CancelRequested(run="r")])
+    lie = life.records([c.ItemScored(run="r", item="x", answers=A, measures=A), c.CancelRequested(run="r")])
     fold = Histories()
     life.feed([*lie, *lie], fold)
     assert len(fold.between("r", -1, 10**9)) == 2

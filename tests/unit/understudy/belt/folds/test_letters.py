@@ -189,7 +189,7 @@ def test_a_letter_of_what_was_cancelled_says_so_and_names_the_way_back(cli: Cli,
 
 def test_what_ends_a_cancelled_run_is_not_cancelled(cli: Cli, bus: EmbeddedBus) -> None:
     """The closer heeds no wish: a score that died on its way still has to get into the report."""
-    scored = c.ItemScored(run="r", item="mine", scores=PLAN)
+    scored = c.ItemScored(run="r", item="mine", answers=PLAN, measures=PLAN)
     bus.publish(scored, c.CancelRequested(run="r", generation=1))
     value = c.encode(scored).decode()
     bus.publish(c.DeadLetter(run="r", topic="run-control", station="evaluator", reason="x", attempts=1, value=value))

@@ -26,7 +26,7 @@ MADE = c.DatasetsMade(run="r", plan=A, datasets=A)
 TRAIN = c.TrainingRequested(**BELT)
 SERVE = c.ServingRequested(**BELT, adapter=A)
 SCORE = c.ScoringRequested(**BELT, model="ft:v", adapter=A)
-BASE_SCORED = c.ItemScored(run="r", item="base", scores=A)
+BASE_SCORED = c.ItemScored(run="r", item="base", answers=A, measures=A)
 
 
 def folded(messages: list[c.Message]) -> tuple[Runs, Control]:
@@ -49,7 +49,7 @@ def closing(messages: list[c.Message], status: str = "finished", report: c.Artif
 
 
 def test_the_stages_of_an_item() -> None:
-    story = [*PLANNED, REQUEST, MADE, TRAIN, SERVE, SCORE, BASE_SCORED, c.ItemScored(run="r", item="v", scores=A)]
+    story = [*PLANNED, REQUEST, MADE, TRAIN, SERVE, SCORE, BASE_SCORED, c.ItemScored(run="r", item="v", answers=A, measures=A)]
     story.append(closing(story))
     stages = [(s.status, s.items["v"].stage) for n in range(3, len(story) + 1) if (s := state(story[:n]))]
     assert stages == [
@@ -113,7 +113,7 @@ def test_a_second_try_is_under_way_until_a_report_knows_of_it() -> None:
     story += [closing(story)]
     story += [TRAIN.again(), c.ServingRequested.following(TRAIN.again(), adapter=A)]
     story += [c.ScoringRequested.following(TRAIN.again(), model="ft:v")]
-    story += [c.ItemScored(run="r", attempt=2, item="v", scores=A)]
+    story += [c.ItemScored(run="r", attempt=2, item="v", answers=A, measures=A)]
     story += [closing(story, report=second)]
     seen = []
     for count in range(begin, len(story) + 1):

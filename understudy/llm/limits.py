@@ -1,0 +1,188 @@
+"""How fast one model at one endpoint may be asked, learnt from what the endpoint says.
+
+    sent = limits.take(tokens)          # a `Sent`: go; a number: seconds to wait before asking again
+    limits.answered(sent, headers)      # or: limits.refused(sent, headers, message), of a 429
+
+Keeps a mirror of the endpoint's two token buckets, requests and tokens per minute. Endpoints that send `x-ratelimit-*`
+headers say how much was left after each request; that is compared with what we believed was left after the same
+request, so that the time an answer took does not matter, and the difference moves the mirror: down at once, up
+slowly. Endpoints that only say 429 are measured: between two moments at which a bucket was empty, what was let through
+is what it was filled with. Safe in several threads. Does not wait (`chat.py` does), and knows no HTTP but the headers' names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+MINUTE = 60.0
+UPWARDS = 0.1
+"""Share of a difference in our favour that is believed at once: answers overtake one another."""
+GROWTH = 0.001
+"""By which a measured rate grows per second until the next 429: limits are raised, too."""
+ENOUGH = 10
+"""Requests (or as many tokens as they took) between two 429s that make a measurement."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that was let go."""
+
+    at: float
+    tokens: int
+    marks: tuple[float | None, float | None]
+    """What we believed was left of requests and of tokens, less all corrections until then; None: nothing was known."""
+
+
+@dataclass
+class Bucket:
+    """One bucket of the endpoint's, as far as we know it."""
+
+    rate: float | None = None
+    """What it is filled with per second; None: no bound is known."""
+    room: float = 0.0
+    """The most it holds."""
+    level: float = 0.0
+    at: float = 0.0
+    """When it held `level`."""
+    corrected: float = 0.0
+    """Sum of all corrections of `level`."""
+    told: bool = False
+    """By headers; otherwise it was measured."""
+    began: float | None = None
+    """Of measuring: the first request, later a moment when it was empty."""
+    gone: float = 0.0
+    """What was let through since `began`."""
+    emptied: bool = False
+    """Whether it was empty when measuring began."""
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until `amount` fits."""
+        if self.rate is None:
+            return 0.0
+        if not self.told:
+            self.rate *= 1 + GROWTH * (now - self.at)
+        self.level = min(self.room, self.level + self.rate * (now - self.at))
+        self.at = now
+        return max(0.0, (min(amount, self.room) - self.level) / self.rate)
+
+    def take(self, amount: float) -> float | None:
+        """The mark of this request."""
+        if self.rate is None:
+            return None
+        self.level -= amount
+        return self.level - self.corrected
+
+    def tell(self, mark: float | None, limit: float, remaining: float, reset: float | None, now: float) -> None:
+        """Headers said that after the request of this mark so much was left of the limit."""
+        used, period = limit - remaining, MINUTE
+        if reset is not None and reset > MINUTE + 1 and remaining > 0 and used > 0:  # a limit per hour or day
+            period = reset * limit / used
+        self.rate = limit / period
+        if not self.told or mark is None:
+            if not self.told:
+                self.room, self.level, self.at, self.told = limit, min(remaining, limit), now, True
+            return
+        error = remaining - (mark + self.corrected)
+        self._correct(error if error < 0 else error * UPWARDS)
+
+    def refuse(self, mark: float | None, amount: float, now: float, news: bool) -> None:
+        """It was empty, or so the endpoint says. `news`: this request was sent after we heard of the last time."""
+        if self.told:
+            if mark is not None:
+                if mark + self.corrected > 0.05 * self.room:  # it holds less than we thought
+                    self.room = max(2 * amount, self.room / 2)
+                self._correct(min(0.0, -self.level))
+            return
+        if not news:
+            return
+        if self.began is not None and now > self.began:
+            measured = self.gone / (now - self.began)
+            enough = self.emptied and self.gone >= ENOUGH * amount
+            self.rate = max(measured if enough or self.rate is None else min(self.rate, measured), amount / MINUTE)
+            self.room, self.level, self.at = max(self.rate, amount), 0.0, now
+        if not self.emptied or self.began is None or now - self.began > MINUTE:
+            self.began, self.gone, self.emptied = now, 0.0, True
+
+    def _correct(self, step: float) -> None:
+        self.level += step
+        self.corrected += step
+
+
+@dataclass
+class Limits:
+    """Of one model at one endpoint."""
+
+    clock: Callable[[], float] = time.monotonic
+    requests: Bucket = field(default_factory=Bucket)
+    tokens: Bucket = field(default_factory=Bucket)
+    _paused: float = 0.0
+    _refused: float = -math.inf
+    """When we last heard of a refusal."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, tokens: int) -> Sent | float:
+        """Let a request go that may cost so many tokens, or say in how many seconds to ask again."""
+        with self._lock:
+            now = self.clock()
+            wait = max(self._paused - now, self.requests.wait(1, now), self.tokens.wait(tokens, now))
+            if wait > 0:
+                return wait
+            return Sent(now, tokens, (self.requests.take(1), self.tokens.take(tokens)))
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing go for so long."""
+        with self._lock:
+            self._paused = max(self._paused, self.clock() + seconds)
+
+    def answered(self, sent: Sent, headers: Mapping[str, str]) -> None:
+        """The endpoint took the request."""
+        with self._lock:
+            self._tell(sent, headers)
+            for bucket, amount in ((self.requests, 1), (self.tokens, sent.tokens)):
+                bucket.began = sent.at if bucket.began is None else bucket.began
+                bucket.gone += amount
+
+    def refused(self, sent: Sent, headers: Mapping[str, str], message: str) -> float:
+        """The endpoint said 429; seconds until there should be room again, 0 when nothing is known."""
+        with self._lock:
+            now, news = self.clock(), sent.at > self._refused
+            self._tell(sent, headers)
+            short = _number(headers, "remaining", "tokens")
+            of_tokens = short < sent.tokens if short is not None else "token" in message.lower()
+            bucket, amount = (self.tokens, sent.tokens) if of_tokens else (self.requests, 1)
+            bucket.refuse(sent.marks[of_tokens], amount, now, news)
+            self._refused = now
+            return bucket.wait(amount, now) if bucket.told else 0.0
+
+    def _tell(self, sent: Sent, headers: Mapping[str, str]) -> None:
+        for bucket, mark, name in (
+            (self.requests, sent.marks[0], "requests"),
+            (self.tokens, sent.marks[1], "tokens"),
+        ):
+            limit, remaining = _number(headers, "limit", name), _number(headers, "remaining", name)
+            if limit is not None and remaining is not None and limit > 0:
+                reset = duration(headers.get(f"x-ratelimit-reset-{name}", ""))
+                bucket.tell(mark, limit, remaining, reset, self.clock())
+
+
+def duration(text: str) -> float | None:
+    """Seconds of `6m0s`, `120ms`, `1h2m3.5s` or `12`; None of anything else."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    if not re.fullmatch(r"(\d+(\.\d+)?(ms|[dhms]))+", text):
+        return None
+    return sum(float(number) * units[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|[dhms])", text))
+
+
+def _number(headers: Mapping[str, str], what: str, name: str) -> float | None:
+    try:
+        value = float(headers.get(f"x-ratelimit-{what}-{name}", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

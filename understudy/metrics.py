@@ -1,0 +1,53 @@
+"""The metrics that a recipe may ask for: one line each, and the only place that lists them.
+
+Recipes are checked against this table, reports are spoken from it, and the evaluator finds the code of a metric by its
+`family`, a module of `services/evaluator/metrics`. Computes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Needs = Literal["classes", "reference", "likelihood"]
+"""Questions that ask for a class; questions with a reference answer; an endpoint that says how likely it finds that."""
+Reading = Literal["written", "likeliest"]
+"""Which class an answer stands for: the one that was written, or the one found most likely after the same prompt. A model that
+knows the class and not the format fails by the first alone."""
+MOST_LIKELIEST = 20
+"""Classes up to which the likeliest one is asked for: each is a question of its own."""
+
+
+class Metric(NamedTuple):
+    """One metric."""
+
+    name: str
+    """As in recipes."""
+    title: str
+    """As people write it."""
+    family: str
+    """Module that computes it, with those that come from the same sums."""
+    needs: Needs
+    decimals: int
+    """That people want to see."""
+    share: bool = False
+    """Between 0 and 1, and shown in per cent."""
+    higher_is_better: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy", "classification", "classes", 1, share=True),
+        Metric("precision", "precision", "classification", "classes", 1, share=True),
+        Metric("recall", "recall", "classification", "classes", 1, share=True),
+        Metric("f1", "F1", "classification", "classes", 1, share=True),
+        Metric("perplexity", "perplexity", "perplexity", "likelihood", 2, higher_is_better=False),
+        Metric("bleu", "BLEU", "bleu", "reference", 1),
+        Metric("rougeL", "ROUGE-L", "rouge", "reference", 3),
+    )
+}
+
+
+def of_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `names` for which an answer is right or wrong."""
+    return tuple(name for name in names if METRICS[name].needs == "classes")
