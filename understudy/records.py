@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from understudy.errors import Invalid, Unsupported
 from understudy.interrupt import check
@@ -130,6 +130,27 @@ class Measured(Frozen):
     panels: dict[str, PanelMeasures]
     versions: dict[str, str]
     """Of the packages that computed."""
+
+
+class Probe(Frozen):
+    """One prompt and what the trainer measured on it: natural-log probabilities of its tokens 1..n-1, each given those before it."""
+
+    token_ids: tuple[int, ...] = Field(min_length=2)
+    base_logprobs: tuple[float, ...]
+    adapter_logprobs: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_per_token(self) -> Probe:
+        if not len(self.base_logprobs) == len(self.adapter_logprobs) == len(self.token_ids) - 1:
+            raise ValueError("a probe needs one log-probability for each token but the first")
+        return self
+
+
+class Probes(Frozen):
+    """`probe.json` of an adapter artifact: what any engine that serves the adapter must compute, too."""
+
+    format: Literal["understudy.probes.v1"] = "understudy.probes.v1"
+    probes: tuple[Probe, ...] = Field(min_length=1, max_length=64)
 
 
 R = TypeVar("R", bound=Frozen)

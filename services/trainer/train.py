@@ -24,7 +24,7 @@ from services.trainer.checkpoints import last_checkpoint
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Job, JobFolder
 from services.trainer.preflight import check_batch, check_lengths, stop_tokens
 from understudy.errors import Invalid, disk_full
-from understudy.records import Example, read_jsonl
+from understudy.records import Example, Probes, read_jsonl, write_json
 
 PROBES, PROBE_TOKENS = 4, 256
 """Examples in probe.json, and the longest one that may be among them."""
@@ -63,10 +63,8 @@ def train(job: Job, folder: JobFolder) -> None:
     curve = [(entry["step"], round(entry["loss"], 6)) for entry in trainer.state.log_history if "loss" in entry]
     card.write(partial, card.snapshot(job, corpora, order, curve, device))
     served = trainer.model if job.training.quantize == "none" else tune.on_unquantised_base(job, partial, device)
-    probes = [tune.probe(served, row) for row in probe_rows(corpora, order)]
-    (partial / "probe.json").write_text(
-        json.dumps({"format": "understudy.probes.v1", "probes": probes}) + "\n", encoding="utf-8"
-    )
+    probes = Probes(probes=tuple(tune.probe(served, row) for row in probe_rows(corpora, order)))
+    write_json(partial / "probe.json", probes)
     partial.rename(folder.adapter)
     say(f"done, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 

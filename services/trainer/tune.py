@@ -14,6 +14,7 @@ from services.trainer.checkpoints import reporter
 from services.trainer.data import Corpus, Draw, Row
 from services.trainer.job import Job, JobFolder
 from understudy.errors import Invalid, disk_full
+from understudy.records import Probe
 
 
 def load_tokenizer(job: Job) -> Any:
@@ -152,21 +153,21 @@ def _check_targets(model: Any, targets: tuple[str, ...] | str) -> None:
         )
 
 
-def probe(model: Any, row: Row) -> dict[str, list[float] | list[int]]:
+def probe(model: Any, row: Row) -> Probe:
     """Natural-log probabilities of tokens 1..n-1 of `row`, each given those before it, under the base and under the adapter."""
     with model.disable_adapter():
         base = _logprobs(model, row)
-    return {"token_ids": list(row.ids), "base_logprobs": base, "adapter_logprobs": _logprobs(model, row)}
+    return Probe(token_ids=row.ids, base_logprobs=base, adapter_logprobs=_logprobs(model, row))
 
 
-def _logprobs(model: Any, row: Row) -> list[float]:
+def _logprobs(model: Any, row: Row) -> tuple[float, ...]:
     import torch
 
     model.eval()
     with torch.no_grad():
         ids = torch.tensor([row.ids], device=model.device)
         found = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
-    return [round(value, 6) for value in found.gather(1, ids[0, 1:, None])[:, 0].tolist()]
+    return tuple(round(value, 6) for value in found.gather(1, ids[0, 1:, None])[:, 0].tolist())
 
 
 def on_unquantised_base(job: Job, adapter: Path, device: str) -> Any:
