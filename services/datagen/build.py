@@ -13,7 +13,7 @@ from pathlib import Path
 from prometheus_client import Counter
 
 from services.datagen.filters import MAX_REJECTED_CHARS, Candidate
-from services.datagen.generate import Writer
+from services.datagen.generate import Row, Writer
 from services.datagen.pools import Pool, Say, paced, reasons
 from services.datagen.splits import choose_rest
 from services.datagen.templates import chance, instruct
@@ -109,7 +109,7 @@ class Builder:
         name = pool.wanted.name
         writer = Writer(generator, pool.labels, seed, folder / "written.jsonl", self.llm_tries)
         written = yield from writer.write(
-            [(candidate.id(name), candidate) for candidate in chosen],
+            [Row(candidate.id(name), candidate) for candidate in chosen],
             lambda done, total, figures: say(
                 step=f"{name}: writing instructions", done=done, total=total, figures=figures
             ),

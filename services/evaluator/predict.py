@@ -62,9 +62,7 @@ class Asker:
         with Log(path, resume_jsonl(path, Prediction)) as log:
             before = [log.lines[example.id] for example in questions.examples if example.id in log.lines]
             rows = _Rows(questions, sum(line.finish_reason == REFUSED for line in before))
-            yield from ask(
-                log, questions.examples, rows.answer, rows.refused, self._connect, concurrency=self.concurrency
-            )
+            yield from ask(log, questions.examples, rows.answer, rows.refused, self._connect, self.concurrency)
 
     def _connect(self, concurrency: int) -> ChatClient:
         return ChatClient(self.base_url, None, concurrency=concurrency, tries=self.tries)

@@ -1,7 +1,7 @@
 """Asks many questions of one endpoint and keeps each answer: workers, a log, resume, ticks, cancel.
 
     with Log(path, resume_jsonl(path, Prediction)) as log:
-        yield from ask(log, questions, answer, refused, connect, concurrency=16)
+        yield from ask(log, questions, answer, refused, connect, 16)
 
 `answer(chat, question)` gives the line for a question, in as many requests as that takes. Each line is appended to the log as soon as it is
 there, before anything else happens; a killed process, or one that was told to stop and begins again, asks (and pays) again for
@@ -16,7 +16,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +130,8 @@ def ask(
     answer: Callable[[ChatClient, Q], Awaitable[L]],
     refused: Callable[[Q, Refused, Tally], L],
     connect: Callable[[int], ChatClient],
-    *,
     concurrency: int,
-) -> Iterator[Tick]:
+) -> Generator[Tick, None, None]:
     """Ask the questions that `log` has no line of, in the order given; yields twice a second, and at the end.
 
     `refused` gives the line of a question that the endpoint refused, or raises when that says enough about all of them.

@@ -43,6 +43,8 @@ LONGEST_WAIT = 120.0
 TRIES_WITHOUT_ANSWER = 3
 """Of a question that is answered with 200 and nonsense, when nothing was counted for it."""
 CONNECT_SECONDS = 10.0
+HEAD_START = 2.0
+"""Seconds that the first requests have before the others."""
 DISPENSABLE = ("temperature", "seed", "response_format")
 """What a question is still the same question without."""
 _UNSUPPORTED = re.compile(
@@ -113,8 +115,9 @@ class Dialect:
 class ChatClient:
     """`async with ChatClient(url, key) as chat: answer = await chat.complete("seedling", turns, max_tokens=64)`.
 
-    At most `concurrency` requests are under way at once, and fewer until the first are answered; the rest wait in order of
-    asking. What is learnt of a model (`Dialect`, `Limits`) is known to every client in this process with the same endpoint and key.
+    At most `concurrency` requests are under way at once, the rest wait in order of asking. The first goes alone, and each
+    answer lets one more go, so that what a model does not take or allow is refused once and not to all; after `HEAD_START`
+    all may go. What is learnt of a model (`Dialect`, `Limits`) is known to every client in this process with the same endpoint and key.
     """
 
     def __init__(
@@ -153,11 +156,12 @@ class ChatClient:
         if seed is not None:
             request["seed"] = seed
         async with self._slots:
-            answer = await self._until_answered(model, request | dict(extra or {}), max_tokens)
-        for _ in range(min(self._closed_slots, 1)):  # each answer lets one more in: twice as many in every round
+            return await self._until_answered(model, request | dict(extra or {}), max_tokens)
+
+    def _open(self, slots: int) -> None:
+        for _ in range(min(slots, self._closed_slots)):
             self._closed_slots -= 1
             self._slots.release()
-        return answer
 
     async def _until_answered(self, model: str, request: Mapping[str, Any], max_tokens: int) -> Completion:
         dialect, limits = _known(self.base_url, self._api_key, model)
@@ -180,6 +184,7 @@ class ChatClient:
                     limits.pause(wait)
                 else:
                     limits.answered(sent, headers)
+                    self._open(1)
                     if status == 200:
                         answer = _completion(document)
                         if isinstance(answer, Completion):
@@ -226,17 +231,19 @@ class ChatClient:
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_SECONDS),
         )
+        self._start = asyncio.get_running_loop().call_later(HEAD_START, self._open, self._closed_slots)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._start.cancel()
         await self._session.close()
 
 
 def backoff(attempt: int) -> float:
     """Seconds to wait after the try of this number (from 1): doubled each time, half of it by chance."""
-    return min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempt - 1, 10)) * random.uniform(0.5, 1.0)
+    return min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt - 1, 10)) * random.uniform(0.5, 1.0)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -248,7 +255,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             pass
         try:
-            return max(0.001, parsedate_to_datetime(value).timestamp() - time.time())
+            return max(0.001, float(parsedate_to_datetime(value).timestamp()) - time.time())
         except ValueError:
             pass
     return None

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY
 
 from services.datagen.build import Builder
 from services.datagen.filters import Candidate
-from services.datagen.generate import Writer, Written
+from services.datagen.generate import Row, Writer, Written
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
@@ -105,8 +105,8 @@ def endpoint() -> Iterator[Endpoint]:
     thread.join()
 
 
-def rows(count: int) -> list[tuple[str, Candidate]]:
-    return [(f"id{n}", Candidate(n, f"key{n}", f"text {n}", "positive", "positive")) for n in range(count)]
+def rows(count: int) -> list[Row]:
+    return [Row(f"id{n}", Candidate(n, f"key{n}", f"text {n}", "positive", "positive")) for n in range(count)]
 
 
 def writer(endpoint: Endpoint, work: Path, **more: Any) -> Writer:
@@ -117,7 +117,7 @@ def report(done: int, total: int, figures: dict[str, float]) -> Progress:
     return Progress(run="r", station="datagen", step="s", done=done, total=total, figures=figures)
 
 
-def run(job: Writer, asked: list[tuple[str, Candidate]]) -> tuple[list[Written], list[Progress]]:
+def run(job: Writer, asked: list[Row]) -> tuple[list[Written], list[Progress]]:
     said: list[Progress] = []
     steps = job.write(asked, report)
     while True:
@@ -170,7 +170,9 @@ def test_an_endpoint_that_is_gone_is_transient(tmp_path: Path, monkeypatch: pyte
     from understudy.llm import chat
 
     few = chat.ChatClient.__init__
-    monkeypatch.setattr(chat.ChatClient, "__init__", lambda self, url, **more: few(self, url, **more, tries=1))
+    monkeypatch.setattr(
+        chat.ChatClient, "__init__", lambda self, url, key, **more: few(self, url, key, **more, tries=1)
+    )
     with pytest.raises(Transient, match="did not answer"):
         run(writer(Endpoint("http://127.0.0.1:9/v1"), tmp_path, concurrency=2), rows(5))
 
