@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -74,6 +74,45 @@ class DatasetCard(Frozen):
     """Examples per split."""
     rejected: int
     seed: int
+
+
+class TrainedOn(Frozen):
+    """One dataset of a training."""
+
+    sha256: str = ""
+    """Of the dataset artifact."""
+    examples_available: int = 0
+    examples_too_long: int = 0
+    examples_seen: int = 0
+    tokens_seen: int = 0
+
+
+class TrainingRecord(Frozen):
+    """`training.json` of an adapter: the configuration as it was, and the loss. Holds no clock, host or path."""
+
+    format: Literal["understudy.training.v1"] = "understudy.training.v1"
+    item: str = ""
+    base: str = ""
+    base_revision: str | None = None
+    seed: int = 0
+    training: dict[str, Any] = Field(default_factory=dict)
+    """The plan's settings of this training."""
+    stages: tuple[dict[str, float], ...] = ()
+    """{dataset: weight} of each stage, in order."""
+    micro_batch: int = 0
+    """Examples on the device at once."""
+    device: str = ""
+    threads: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    datasets: dict[str, TrainedOn] = Field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    loss: tuple[tuple[int, float], ...] = ()
+    """(optimizer step, nats per token of the answers)."""
+    validation: tuple[tuple[int, float], ...] = ()
+    """(optimizer step, the same on validation rows); empty where there were none."""
+    kept_step: int | None = None
+    """The step whose weights the adapter has; None: the last one."""
 
 
 class Prediction(Frozen):
