@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from understudy.belt.contracts import Message, Progress
+from understudy.metrics import METRICS
+from understudy.plan import Plan
+from understudy.report import Cell, Inputs, MetricRow, PanelReport, Report, Scored
 from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 
 
 def local_store(folder: Path) -> FsspecArtifactStore:
@@ -17,3 +21,50 @@ def local_store(folder: Path) -> FsspecArtifactStore:
 def drain(outputs: Iterable[Message]) -> list[Message]:
     """Run a handler to its end; what it yielded apart from progress."""
     return [message for message in outputs if not isinstance(message, Progress)]
+
+
+def report_of(
+    plan: Plan,
+    cells: Mapping[str, Cell],
+    *,
+    run: str = "r-1",
+    metric: str = "accuracy",
+    panel: str = "in-domain",
+    n: int = 100,
+    unread: Mapping[str, int] | None = None,
+    failed: Iterable[str] = (),
+    cancelled: Iterable[str] = (),
+) -> Report:
+    """A report on one metric of one panel, with these cells."""
+    nothing = Artifact(sha256="0" * 64)
+    scored = {item: Scored(answers=nothing, measures=nothing) for item in cells}
+    inputs = Inputs(run=run, plan=nothing, scored=scored, failed=tuple(failed), cancelled=tuple(cancelled))
+    up = METRICS[metric].higher_is_better
+    row = MetricRow(metric=metric, signature=metric, n=n, higher_is_better=up, cells=dict(cells))
+    return Report(
+        inputs=inputs,
+        plan=plan,
+        items=tuple(cells),
+        models={item: item for item in cells},
+        compared_with={item: other for item in cells if (other := plan.item(item).compared_with)},
+        panels=(
+            PanelReport(
+                name=panel,
+                source="data",
+                n=n,
+                max_tokens=8,
+                labels=(),
+                metrics=(row,),
+                not_computed={},
+                parse_failures=dict(unread or {}),
+                refused=dict.fromkeys(cells, 0),
+                cut=dict.fromkeys(cells, 0),
+                confusion={},
+                examples=(),
+            ),
+        ),
+        training={},
+        datasets={},
+        decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
+        versions={},
+    )

@@ -80,7 +80,7 @@ def undisturbed(stack: ComposeStack, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_the_quickstart_runs_on_the_server(stack: ComposeStack, undisturbed: tuple[str, dict[str, str]]) -> None:
     run, artifacts = undisturbed
-    assert {key.split("/")[1] for key in artifacts} >= {"datasets", "adapters", "scores", "reports"}
+    assert {key.split("/")[1] for key in artifacts} >= {"datasets", "adapters", "answers", "measures", "reports"}
     assert stack.messages(run) == ONE_OF_EACH
     assert all(stack.restarts(service) == 0 for service in SERVICES)
 

@@ -95,7 +95,7 @@ def test_a_run_that_is_cancelled_in_training_ends_at_once_and_is_taken_up_again_
     assert gateway.run(run).generation == 2
     theirs = undisturbed[0].artifacts()
     ours = belt.artifacts()
-    for kind in ("datasets", "adapters", "scores"):
+    for kind in ("datasets", "adapters", "answers", "measures"):
         named = {key: digest for key, digest in theirs.items() if f"/{kind}/" in key}
         assert named
         assert {key: ours.get(key) for key in named} == named

@@ -9,9 +9,10 @@ import pytest
 
 from understudy.errors import Invalid, Unsupported
 from understudy.records import (
+    Answered,
     DatasetCard,
     Rejected,
-    Scores,
+    pick_jsonl,
     read_json,
     read_jsonl,
     resume_jsonl,
@@ -27,6 +28,11 @@ def test_rows_survive(tmp_path: Path) -> None:
     assert (
         list(read_jsonl(tmp_path / "rows.jsonl", Rejected)) == ROWS == resume_jsonl(tmp_path / "rows.jsonl", Rejected)
     )
+
+
+def test_rows_are_picked_by_number(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    assert pick_jsonl(tmp_path / "rows.jsonl", Rejected, {0, 2}) == {0: ROWS[0], 2: ROWS[2]}
 
 
 def test_a_bad_row_is_named(tmp_path: Path) -> None:
@@ -55,12 +61,12 @@ def test_no_file_has_no_rows(tmp_path: Path) -> None:
 def test_what_a_newer_version_added_to_rows_and_documents_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"row": 1, "reason": "because", "content": "a", "colour": {"of": "late"}}\n')
     assert list(read_jsonl(tmp_path / "rows.jsonl", Rejected)) == [Rejected(row=1, reason="because", content="a")]
-    scores = Scores(run="r", item="v", model="m", scores=())
-    write_json(tmp_path / "scores.json", scores)
-    written = json.loads((tmp_path / "scores.json").read_bytes())
-    assert written["format"] == "understudy.scores.v1"
-    (tmp_path / "scores.json").write_text(json.dumps({**written, "colour": "late"}))
-    assert read_json(tmp_path / "scores.json", Scores) == scores
+    answers = Answered(item="v", model="m", decoding={"temperature": 0.0})
+    write_json(tmp_path / "answers.json", answers)
+    written = json.loads((tmp_path / "answers.json").read_bytes())
+    assert written["format"] == "understudy.answers.v1"
+    (tmp_path / "answers.json").write_text(json.dumps({**written, "colour": "late"}))
+    assert read_json(tmp_path / "answers.json", Answered) == answers
 
 
 def test_a_document_of_another_format_waits_for_who_can_read_it(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ from urllib.parse import unquote
 
 from understudy.belt.contracts import Progress
 from understudy.belt.folds.views import OVER, ItemState, RunState, RunSummary
-from understudy.plan import PlannedBase, make
+from understudy.plan import Plan, PlannedBase, make
 from understudy.recipe import parse
+from understudy.report import Cell, Report, Verdict
 from understudy.terms import Artifact
+from understudy.testing import report_of
 
 DATA = Path(os.environ["UNDERSTUDY_DATA"])
 KEPT = DATA / "fake-runs"
@@ -34,24 +36,25 @@ SOMETHING = Artifact(sha256="0" * 64)
 ADAPTER = {"README.md": b"a card", "adapter_config.json": b"{}", "weights/part one.bin": bytes(range(256)) * 500}
 
 
-def cell(value: float, verdict: str | None) -> dict[str, Any]:
+def plan_of(recipe: Any) -> Plan:
+    return make(parse(recipe, "kept"), lambda base: PlannedBase(name=Path(base).name, reference=base))
+
+
+def cell(value: float, verdict: Verdict | None) -> Cell:
     delta = {} if verdict is None else {"delta": 0.2, "delta_low": 0.1, "delta_high": 0.3, "p": 0.01}
-    return {"value": value, "low": value - 0.05, "high": value + 0.05, "verdict": verdict, **delta}
+    return Cell(value=value, low=value - 0.05, high=value + 0.05, verdict=verdict, **delta)
 
 
-def report(state: RunState) -> dict[str, Any]:
+def report(state: RunState) -> Report:
     scored = [name for name, item in state.items.items() if item.stage == "scored"]
-    failed = {name: item.reason for name, item in state.items.items() if item.stage == "failed"}
-    cells = {name: cell(0.5, None) if name == "base" else cell(0.7, "better") for name in scored}
-    metric = {"metric": "accuracy", "signature": "accuracy", "higher_is_better": True, "cells": cells}
-    return {
-        "run": state.id,
-        "items": scored,
-        "compared_with": {name: "base" for name in state.items if name != "base"},
-        "failed": failed,
-        "cancelled": [name for name, item in state.items.items() if item.stage == "cancelled"],
-        "panels": [{"name": "in-domain", "n": 100, "metrics": [metric], "parse_failures": {"base": 7}}],
-    }
+    return report_of(
+        plan_of(json.loads((KEPT / state.id).read_text())["recipe"]),
+        {name: cell(0.5, None) if name == "base" else cell(0.7, "better") for name in scored},
+        run=state.id,
+        unread={"base": 17},
+        failed=[name for name, item in state.items.items() if item.stage == "failed"],
+        cancelled=[name for name, item in state.items.items() if item.stage == "cancelled"],
+    )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -70,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             if found[1] == "runs":
                 self.answer(state.model_dump(mode="json"))
             elif found[3]:
-                self.answer(report(state))
+                self.answer(report(state).model_dump(mode="json"))
             else:
                 self.send(b"<html>the report</html>")
         elif (found := re.fullmatch(r"/v1/runs/([\w-]+)/logs(?:\?item=(.+))?", path)) and (KEPT / found[1]).exists():
@@ -158,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         kept = json.loads((KEPT / run).read_text())
         kept = self.keep(run, looks=kept["looks"] + 1)
         recipe, looks, generation, cancelled = (kept[key] for key in ("recipe", "looks", "generation", "cancelled"))
-        plan = make(parse(recipe, run), lambda base: PlannedBase(name=Path(base).name, reference=base))
+        plan = plan_of(recipe)
         over = (DATA / "hurry").exists() if plan.name == "slow" else looks > LOOKS
         progress = Progress(
             run=run, station="trainer", step="training", done=looks, total=10, figures={"loss": 2 / looks}

@@ -103,10 +103,11 @@ def test_run_ends_in_table_headline_and_page(cli: Cli, server: str, tmp_path: Pa
     code, out, err = cli("run", recipe(tmp_path, "quick"), "--server", server)
     assert code == 0
     row = next(line for line in out.splitlines() if "accuracy" in line)
-    assert "0.500 [0.450, 0.550]" in row
-    assert "0.700 [0.650, 0.750] ▲" in row
-    assert "mine: better on 1 of 1 (in-domain accuracy +0.200 [+0.100, +0.300])." in out
-    assert "base: 7 of 100 answers on in-domain name no class" in out
+    assert "50.0 % [45.0 – 55.0]" in row
+    assert "70.0 % [65.0 – 75.0] ▲" in row
+    assert "mine: Gained on in-domain." in out
+    assert "accuracy rose from 50.0 % to 70.0 % (+20.0 points, 95 % interval +10.0 to +30.0)." in out
+    assert "On in-domain, 17 of 100 answers of the base name no class" in out
     assert "Talk to it: understudy chat ft:seedling:quick:mine" in out
     page = Path(out.split("Report: ")[1].strip())
     assert page.read_text() == "<html>the report</html>"

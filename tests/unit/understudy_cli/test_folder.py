@@ -18,9 +18,11 @@ from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.errors import Transient
 from understudy.plan import PlannedBase, make
 from understudy.recipe import parse
+from understudy.report import Cell
 from understudy.store import keys
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.place import Entry
+from understudy.testing import report_of
 from understudy_cli.folder import store_of
 
 Alone = Callable[..., tuple[int, str, str]]
@@ -31,6 +33,7 @@ RECIPE = {
 }
 PLAN = make(parse(RECIPE, "r"), lambda base: PlannedBase(name=base, reference=base))
 RUN = "r-0123456789"
+NOTHING = c.Artifact(sha256="0")
 MODEL = "ft:seedling:r:mine:00000000"
 
 
@@ -67,21 +70,18 @@ class World:
     def close(self, status: str = "finished", report: bool = True, run: str = RUN) -> None:
         """Every item ends, and the run with the outcome that follows."""
         for item in PLAN.items:
-            self.bus.publish(c.ItemScored(run=run, item=item.name, scores=c.Artifact(sha256="0")))
+            self.bus.publish(c.ItemScored(run=run, item=item.name, answers=NOTHING, measures=NOTHING))
         said = [c.decode(record.value) for record in self.bus.replay(["run-control"]) if record]
         book = reduce(turns.apply, (message for message in said if message.run == run), turns.Book())
         outcome = turns.outcome(book)
-        page = self.put(keys.report(run, outcome), report_json=REPORT, report_html="<html>") if report else None
-        self.bus.publish(c.RunClosed.model_validate({"run": run, "status": status, "outcome": outcome, "report": page}))
+        made = None
+        if report:
+            cells = {"base": Cell(value=0.5, low=0.4, high=0.6)}
+            made = self.put(keys.report(run, outcome), report_json=report_of(PLAN, cells, run=run).model_dump_json())
+        self.bus.publish(c.RunClosed.model_validate({"run": run, "status": status, "outcome": outcome, "report": made}))
 
     def control(self) -> list[c.Message]:
         return [c.decode(record.value) for record in self.bus.replay(["run-control"]) if record]
-
-
-REPORT = (
-    '{"run": "r", "items": ["base"], "compared_with": {}, "failed": {}, "cancelled": [],'
-    ' "panels": [{"name": "p", "n": 3, "metrics": [], "parse_failures": {}}]}'
-)
 
 
 @pytest.fixture
@@ -104,7 +104,8 @@ def test_runs_and_reports_are_read_from_the_folder(alone: Alone, world: World) -
     code, out, err = alone("report", RUN)
     assert (code, err) == (0, "")
     assert f"Talk to it: understudy chat {MODEL}" in out
-    assert (world.data / "reports" / f"{RUN}.html").read_text() == "<html>"
+    assert "50.0 % [40.0 – 60.0]" in out
+    assert "What was gained, what was lost" in (world.data / "reports" / f"{RUN}.html").read_text()
 
 
 def test_of_an_open_run_watch_says_that_nothing_goes_on(alone: Alone, world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,7 +13,6 @@ from understudy.errors import NotFound
 from understudy_cli import watch as module
 from understudy_cli.client import Deleted, Unreachable
 from understudy_cli.folder import Folder
-from understudy_cli.table import comparison, headline
 from understudy_cli.watch import changes, counts, view, watch
 
 
@@ -177,92 +175,3 @@ def test_of_a_large_run_what_ended_is_counted_and_what_failed_is_shown() -> None
     for name, shown in (("done7", False), ("bad", True), ("busy", True), ("next", True)):
         assert (name in text(console)) is shown
     assert counts(RunSummary(**dict(state(**items)))) == "1 waiting, 1 training, 40 scored, 1 failed"
-
-
-def cell(value: float, delta: float, verdict: str | None) -> dict[str, Any]:
-    return {
-        "value": value,
-        "low": value,
-        "high": value,
-        "delta": delta,
-        "delta_low": delta,
-        "delta_high": delta,
-        "verdict": verdict,
-    }
-
-
-REPORT: dict[str, Any] = {
-    "run": "r-1",
-    "items": ["base", "a", "b"],
-    "compared_with": {"a": "base", "b": "base", "gone": "base", "dropped": "base"},
-    "failed": {"gone": "it fell off"},
-    "cancelled": ["dropped"],
-    "panels": [
-        {
-            "name": "general",
-            "n": 20,
-            "parse_failures": {},
-            "metrics": [
-                {
-                    "metric": "perplexity",
-                    "signature": "ppl",
-                    "higher_is_better": False,
-                    "cells": {
-                        "base": {"value": 12.3, "low": 11, "high": 13, "verdict": None},
-                        "a": cell(20_000, 19_987.7, "worse"),
-                        "b": cell(12.2, -0.1, "no clear difference"),
-                    },
-                },
-            ],
-        }
-    ],
-}
-
-
-def test_table_marks_each_cell_and_names_who_is_missing() -> None:
-    """▼ and · as the report judged, large numbers stay readable, a failed or cancelled item has no column but a line."""
-    console = plain()
-    console.print(comparison(REPORT))
-    row = next(line for line in text(console).splitlines() if "perplexity" in line)
-    assert "perplexity ↓" in row
-    assert "12.3 [11.0, 13.0]" in row
-    assert "2.00e+04 [2.00e+04, 2.00e+04] ▼" in row
-    assert "12.2 [12.2, 12.2] ·" in row
-    assert "gone FAILED: it fell off" in text(console)
-    assert "dropped was cancelled." in text(console)
-    assert "Against base: ▲ better" in text(console)
-
-
-def test_headline_says_what_was_lost_and_what_is_unclear() -> None:
-    """One sentence per item that was compared; none for base and for the failed."""
-    assert headline(REPORT).splitlines() == [
-        "a: worse on 1 of 1 (general perplexity +2.00e+04 [+2.00e+04, +2.00e+04]).",
-        "b: no clear difference from base on any of 1 measures.",
-    ]
-
-
-def test_items_of_several_bases_are_held_against_their_own() -> None:
-    """The legend does not name one of them; an item whose base was not scored says so."""
-    compared = {"a": "base@small", "b": "base@large"}
-    report = {**REPORT, "items": ["base@small", "a", "b"], "compared_with": compared}
-    console = plain()
-    console.print(comparison(report))
-    assert "Against its base:" in text(console)
-    cells = {"base@small": cell(1, 0, None), "a": cell(2, 1, "better"), "b": cell(2, 0, None)}
-    panel = {**REPORT["panels"][0], "metrics": [{**REPORT["panels"][0]["metrics"][0], "cells": cells}]}
-    assert headline({**report, "panels": [panel]}).splitlines() == [
-        "a: better on 1 of 1 (general perplexity +1.000 [+1.000, +1.000]).",
-        "b: not compared, because base@large was not scored.",
-    ]
-
-
-def test_many_items_are_rows() -> None:
-    """Twenty columns would be unreadable: each item has a row with its figure and mark."""
-    names = [f"v{number}" for number in range(20)]
-    cells = {"base": cell(1.0, 0, None)} | {name: cell(2.0, 1, "better") for name in names}
-    panel = {**REPORT["panels"][0], "metrics": [{**REPORT["panels"][0]["metrics"][0], "cells": cells}]}
-    console = plain()
-    console.print(comparison({**REPORT, "items": ["base", *names], "panels": [panel]}))
-    (row,) = [line for line in text(console).splitlines() if "v7 " in line]
-    assert "2.000 ▲" in row
-    assert "general perplexity ↓" in text(console)

@@ -8,17 +8,26 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from services.evaluator.api import router
+from services.evaluator.reports import Reports
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ItemFailed, Message, RunClosed, RunRequested
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
 from understudy.belt.turns import Book, apply, outcome
+from understudy.plan import PlannedBase, make
+from understudy.recipe import parse
+from understudy.records import write_json
+from understudy.report import Cell
 from understudy.service.web import add_errors
 from understudy.store import keys
+from understudy.store.plans import Plans
 from understudy.terms import Artifact
-from understudy.testing import local_store
+from understudy.testing import local_store, report_of
 
+PLAN = make(
+    parse({"datasets": {"d": {"source": "d.csv"}}}, "test"), lambda base: PlannedBase(name=base, reference=base)
+)
 REQUEST = RunRequested(run="x-1.2", plan=Artifact(sha256="0" * 64), name="x", items=1)
 FAILED = ItemFailed(run="x-1.2", item="base", station="trainer", reason="no data")
 
@@ -32,19 +41,20 @@ def client(folder: Path, *said: Message) -> TestClient:
     Reader(bus, (control, runs)).load()
     app = FastAPI()
     add_errors(app)
-    app.include_router(router(local_store(folder), runs))
+    store = local_store(folder)
+    app.include_router(router(Reports(store, Plans(store)), runs))
     return TestClient(app)
 
 
-def closed(folder: Path, page: str, *said: Message, attempt: int = 1) -> RunClosed:
-    """The run's end after what was said, with a report."""
+def closed(folder: Path, word: str, *said: Message, attempt: int = 1) -> RunClosed:
+    """The run's end after what was said, with a report on a plan of this name."""
     book = Book()
     for message in said:
         book = apply(book, message)
     made = folder / outcome(book)
     made.mkdir(exist_ok=True)
-    (made / "report.html").write_text(f"<!doctype html>{page}")
-    (made / "report.json").write_text(f'"{page}"')
+    cells = {"base": Cell(value=0.5, low=0.4, high=0.6)}
+    write_json(made / "report.json", report_of(PLAN.model_copy(update={"name": word}), cells, run="x-1.2"))
     report = local_store(folder).put(keys.report("x-1.2", outcome(book)), made)
     return RunClosed(run="x-1.2", attempt=attempt, status="finished", outcome=outcome(book), report=report)
 
@@ -52,10 +62,11 @@ def closed(folder: Path, page: str, *said: Message, attempt: int = 1) -> RunClos
 def test_the_report_as_page_and_as_data(tmp_path: Path) -> None:
     with client(tmp_path, REQUEST, closed(tmp_path, "hello")) as server:
         page = server.get("/v1/reports/x-1.2")
-        assert page.text == "<!doctype html>hello"
+        assert page.text.startswith("<!doctype html>")
+        assert "<h1>hello</h1>" in page.text
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["content-security-policy"].startswith("default-src 'none'")
-        assert server.get("/v1/reports/x-1.2.json").json() == "hello"
+        assert server.get("/v1/reports/x-1.2.json").json()["plan"]["name"] == "hello"
 
 
 def test_the_newest_report_is_shown_also_while_and_after_something_is_tried_again(tmp_path: Path) -> None:
@@ -68,7 +79,7 @@ def test_the_newest_report_is_shown_also_while_and_after_something_is_tried_agai
         (RunClosed(run="x-1.2", generation=2, status="failed", station="datagen", reason="no table"), "second"),
     ):
         said.append(word)
-        assert client(tmp_path, *said).get("/v1/reports/x-1.2.json").json() == shown
+        assert client(tmp_path, *said).get("/v1/reports/x-1.2.json").json()["plan"]["name"] == shown
 
 
 def test_no_report_yet_is_not_found(tmp_path: Path) -> None:
@@ -78,3 +89,9 @@ def test_no_report_yet_is_not_found(tmp_path: Path) -> None:
         assert answer.status_code == 404
         assert "Run `x-1.2` has no report yet" in answer.json()["error"]["message"]
     assert "There is no run `nowhere`" in server.get("/v1/reports/nowhere").json()["error"]["message"]
+
+
+def test_a_baseline_that_was_not_scored_is_a_mistake_of_the_question(tmp_path: Path) -> None:
+    answer = client(tmp_path, REQUEST, closed(tmp_path, "hello")).get("/v1/reports/x-1.2?baseline=nobody")
+    assert answer.status_code == 400
+    assert "No item `nobody` was scored" in answer.json()["error"]["message"]

@@ -13,18 +13,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from services.evaluator.handlers import Evaluator
+from services.evaluator.metrics.bleu import Bleu
+from services.evaluator.metrics.classification import Classification, parse_label
+from services.evaluator.metrics.perplexity import Perplexity
+from services.evaluator.metrics.rouge import RougeL
 from services.evaluator.predict import Asker
+from services.evaluator.reports import Reports
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import CancelRequested, ItemScored, Message, encode
-from understudy.records import Prediction, Scores, read_json, read_jsonl
+from understudy.records import Measured, Prediction, read_json, read_jsonl
+from understudy.report import Inputs, Scored
 from understudy.store import keys
 from understudy.testing import drain
 
 Endpoint = Any
 World = Any
+LABELS = ("negative", "positive")
 ROOT = Path(__file__).resolve().parents[4]
 
 
@@ -49,32 +57,67 @@ def test_a_served_item_is_asked_and_scored_on_every_panel(small: World, endpoint
     *progress, message = evaluator(small, endpoint).evaluate(request)
     assert isinstance(message, ItemScored)
     assert (message.item, message.generation, message.attempt) == ("tuned", 2, 3)
-    assert {p.step for p in progress} == {"in-domain", "general", "out-of-sample"}
+    assert {p.step for p in progress} == {"in-domain", "general", "out-of-sample", "measuring"}
     assert {(p.station, p.item, p.generation, p.attempt) for p in progress} == {("evaluator", "tuned", 2, 3)}
-    assert {"rows_per_second", "eta_seconds"} == set(progress[-1].figures)
+    assert {"rows_per_second", "eta_seconds"} == set(progress[0].figures)
     marks = [p.mark for p in progress]
     assert marks == sorted(marks)
-    assert marks[-1] == 12 + 12 + 12, "rows over all panels"
-    assert message.scores == small.store.find(keys.scores("r1", "tuned"))
-    folder = small.store.fetch(message.scores)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "predictions-general.jsonl",
-        "predictions-in-domain.jsonl",
-        "predictions-out-of-sample.jsonl",
-        "scores.json",
+    assert marks[-1] == 12 + 12 + 12 + 2, "rows over all panels, then panels that are measured"
+    assert message.answers == small.store.find(keys.answers("r1", "tuned"))
+    assert message.measures == small.store.find(keys.measures("r1", "tuned"))
+    said, measures = small.store.fetch(message.answers), small.store.fetch(message.measures)
+    panels = ("general", "in-domain", "out-of-sample")
+    assert sorted(p.name for p in said.iterdir()) == [*(f"answers-{panel}.jsonl" for panel in panels), "answers.json"]
+    assert sorted(p.name for p in measures.iterdir()) == [
+        *(f"measures-{panel}.npz" for panel in panels),
+        "measures.json",
         "training.json",
     ]
-    scores = read_json(folder / "scores.json", Scores)
-    assert (scores.format, scores.item, scores.model) == ("understudy.scores.v1", "tuned", "tuned")
-    found = [(score.panel, score.metric) for score in scores.scores]
-    assert found == [
-        *(("in-domain", metric) for metric in ("accuracy", "precision", "recall", "f1")),
-        *(("general", metric) for metric in ("perplexity", "bleu", "rougeL")),
-    ]  # nothing to hold out-of-sample answers against
-    assert all(score.low <= score.value <= score.high for score in scores.scores)
-    labels = [p.label for p in read_jsonl(folder / "predictions-in-domain.jsonl", Prediction)]
-    assert set(labels) <= {"negative", "positive", None}
-    assert scores.parse_failures == {"in-domain": labels.count(None)}
+    measured = read_json(measures / "measures.json", Measured)
+    assert (measured.format, measured.item, measured.model) == ("understudy.measures.v1", "tuned", "tuned")
+    assert {name: (panel.n, panel.references) for name, panel in measured.panels.items()} == {
+        "in-domain": (12, 12),
+        "general": (12, 12),
+        "out-of-sample": (12, 0),
+    }
+    assert set(measured.panels["general"].signatures) == {"perplexity", "bleu", "rouge"}
+    answers = list(read_jsonl(said / "answers-in-domain.jsonl", Prediction))
+    with np.load(measures / "measures-in-domain.npz", allow_pickle=False) as tables:
+        family = Classification(LABELS, ("accuracy",))
+        labels = [family.said(row) for row in tables[family.key]]
+        likely = Classification(LABELS, ("accuracy",), "likeliest")
+        assert tables[likely.key][:, -1].all()
+        assert [likely.said(row) for row in tables[likely.key]] == [
+            LABELS[int(np.argmax(answer.label_logprobs or ()))] for answer in answers
+        ]
+    assert labels == [parse_label(answer.text, LABELS) for answer in answers]
+
+
+def test_answers_that_are_there_are_not_asked_again_and_measures_not_made_again(
+    small: World, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every metric of every item and panel is computed once, however often it is asked for and reported."""
+    computed: list[str] = []
+    for family in (Bleu, Classification, Perplexity, RougeL):
+        once = family.statistics
+
+        def counting(self: Any, examples: Any, predictions: Any, once: Any = once) -> Any:
+            computed.append(self.key)
+            return once(self, examples, predictions)
+
+        monkeypatch.setattr(family, "statistics", counting)
+    first = one(drain(evaluator(small, endpoint).evaluate(small.asking("tuned"))))
+    keys_of = ["bleu", "classification-likeliest", "classification-written", "perplexity", "rouge", "rouge"]
+    assert sorted(computed) == keys_of
+    endpoint.requests.clear()
+    small.store.delete(keys.measures("r1", "tuned"))
+    assert one(drain(evaluator(small, endpoint).evaluate(small.asking("tuned")))) == first
+    assert not endpoint.requests, "the answers were there"
+    computed.clear()
+    scored = {"tuned": Scored(answers=first.answers, measures=first.measures)}
+    inputs = Inputs(run="r1", plan=small.made.plan, datasets=small.made.datasets, scored=scored)
+    assert Reports(small.store, small.plans).of(inputs)
+    assert not computed, "a report only adds up"
 
 
 def test_done_before_means_no_work_and_the_same_message(small: World, endpoint: Endpoint) -> None:
@@ -86,12 +129,12 @@ def test_done_before_means_no_work_and_the_same_message(small: World, endpoint: 
     assert not endpoint.requests
 
 
-def test_an_item_without_panels_gives_empty_scores(tmp_path: Path, world_of: Any) -> None:
+def test_an_item_without_panels_gives_empty_measures(tmp_path: Path, world_of: Any) -> None:
     world = world_of(tmp_path / "bare", rows=12, panels=False)
     nobody = SimpleNamespace(url="http://127.0.0.1:9/v1")
     message = one(list(evaluator(world, nobody).evaluate(world.asking("tuned"))))
-    folder = world.store.fetch(message.scores)
-    assert read_json(folder / "scores.json", Scores).scores == ()
+    folder = world.store.fetch(message.measures)
+    assert read_json(folder / "measures.json", Measured).panels == {}
     assert (folder / "training.json").is_file()
 
 
@@ -139,7 +182,7 @@ def test_killed_half_way_and_delivered_again_gives_the_same_digest(
     endpoint.hold_after = None
     endpoint.requests.clear()
     message = one(drain(station.evaluate(world.asking("base"))))
-    assert message.scores.sha256 == undisturbed.scores.sha256
+    assert (message.answers, message.measures) == (undisturbed.answers, undisturbed.measures)
     assert len(endpoint.requests) < 12 + 24 + 12  # of which the first panel and some more were there
     assert not (world.folder / "work" / "r1" / "base").exists()
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
-from services.evaluator import figures, page, words
+from services.evaluator import figures, page
+from services.evaluator.measure import measure, versions
 from services.evaluator.panels import Questionnaire, questionnaire
-from services.evaluator.report import Report, Training, compare, versions
-from understudy.records import Prediction
+from services.evaluator.reports import Reports
+from understudy import findings as words
+from understudy.belt.folds.views import ItemState, RunState
+from understudy.records import Answered, Measured, Prediction, TrainingRecord, write_json, write_jsonl
+from understudy.report import Inputs, Report, Scored
+from understudy.store import keys
 
 World = Any
 VOID = {"meta", "line", "circle", "polyline", "br", "link", "img"}
@@ -43,12 +48,59 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def predictions(world: World, texts: list[str], asked: Questionnaire) -> list[Prediction]:
-    return asked.label(
-        [
-            Prediction(id=e.id, text=t, finish_reason="stop", prompt_tokens=9, completion_tokens=3)
-            for e, t in zip(asked.examples, texts, strict=True)
-        ]
+def predictions(texts: list[str], asked: Questionnaire) -> list[Prediction]:
+    return [
+        Prediction(id=e.id, text=t, finish_reason="stop", prompt_tokens=9, completion_tokens=3)
+        for e, t in zip(asked.examples, texts, strict=True)
+    ]
+
+
+def made(world: World, asked: Questionnaire, answers: dict[str, list[Prediction]], **about: Any) -> Report:
+    """The report on these answers to one panel."""
+    store = world.store
+    scored = {}
+    for item, said in answers.items():
+        with store.draft() as folder:
+            write_json(folder / "answers.json", Answered(item=item, model=item, decoding={}))
+            write_jsonl(folder / f"answers-{asked.name}.jsonl", said)
+            kept = store.put(keys.answers("r1", item), folder)
+        with store.draft() as folder:
+            panels = {asked.name: measure(asked, said, folder / f"measures-{asked.name}.npz")}
+            measured = Measured(
+                item=item,
+                model=item,
+                decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
+                panels=panels,
+                versions=versions(),
+            )
+            write_json(folder / "measures.json", measured)
+            if item == "tuned":
+                loss = ((1, 3.0), (2, 2.5), (3, 2.0))
+                write_json(folder / "training.json", training(steps=3, tokens=12345, loss=loss))
+            scored[item] = Scored(answers=kept, measures=store.put(keys.measures("r1", item), folder))
+    plan = world.plan.model_copy(update={"panels": {asked.name: world.plan.panels[asked.name]}})
+    with store.draft() as folder:
+        write_json(folder / "plan.json", plan)
+        artifact = store.put("runs/r1/plan-of-one-panel", folder)
+    inputs = Inputs(run="r1", plan=artifact, datasets=world.made.datasets, scored=scored, **about)
+    return Reports(store, world.plans).make(inputs)
+
+
+def training(**figures: Any) -> TrainingRecord:
+    return TrainingRecord.model_validate(figures)
+
+
+def state(**items: ItemState) -> RunState:
+    return RunState(
+        id="r1",
+        name="r1",
+        status="finished",
+        generation=1,
+        created_at=0,
+        bases=("seedling",),
+        stages={},
+        plan={"sha256": "0"},
+        items=items,
     )
 
 
@@ -56,25 +108,12 @@ def predictions(world: World, texts: list[str], asked: Questionnaire) -> list[Pr
 def report(world: World, remarks: Questionnaire) -> Report:
     right = [e.completion for e in remarks.examples]
     base = ["I cannot say <script>alert('x')</script>" if i % 2 else text for i, text in enumerate(right)]
-    answers = {"base": predictions(world, base, remarks), "tuned": predictions(world, right, remarks)}
-    return Report(
-        run="r1",
-        plan=world.plan.model_dump(mode="json"),
-        items=("base", "tuned"),
-        models={"base": "seedling", "tuned": "ft:tuned"},
-        compared_with={"tuned": "base"},
-        failed={"broad": "Ran out of <b>memory</b>."},
-        cancelled=(),
-        panels=(compare(world.plan, remarks, answers),),
-        training={"tuned": Training(steps=3, tokens=12345, loss=((1, 3.0), (2, 2.5), (3, 2.0)))},
-        datasets={},
-        decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
-        versions=versions(),
-    )
+    answers = {"base": predictions(base, remarks), "tuned": predictions(right, remarks)}
+    return made(world, remarks, answers, failed=("broad",))
 
 
 def test_the_page_stands_alone_and_escapes_everything(report: Report) -> None:
-    html = page.render(report)
+    html = page.render(report, state(broad=ItemState(stage="failed", reason="Ran out of <b>memory</b>.")))
     reader = Reader()
     reader.feed(html)
     assert not reader.open
@@ -87,7 +126,7 @@ def test_the_page_stands_alone_and_escapes_everything(report: Report) -> None:
 
 
 def test_the_same_report_gives_the_same_page(report: Report) -> None:
-    assert page.render(report) == page.render(Report.model_validate_json(report.model_dump_json()))
+    assert page.render(report, state()) == page.render(Report.model_validate_json(report.model_dump_json()), state())
 
 
 def test_the_answer_is_given_in_words_with_its_interval(report: Report) -> None:
@@ -101,17 +140,17 @@ def test_the_answer_is_given_in_words_with_its_interval(report: Report) -> None:
 
 
 def test_a_difference_the_data_do_not_show_is_called_so(report: Report, world: World, remarks: Questionnaire) -> None:
-    same = predictions(world, [e.completion for e in remarks.examples], remarks)
-    level = report.model_copy(update={"panels": (compare(world.plan, remarks, {"base": same, "tuned": same}),)})
+    same = predictions([e.completion for e in remarks.examples], remarks)
+    level = made(world, remarks, {"base": same, "tuned": same})
     assert words.headline(level, "tuned") == "No clear difference from the base"
     assert "accuracy, precision, recall and F1: no clear difference" in words.findings(level, "tuned")[0].text
 
 
 def test_without_the_base_there_is_nothing_to_compare(report: Report, world: World, remarks: Questionnaire) -> None:
-    alone = predictions(world, [e.completion for e in remarks.examples], remarks)
-    panel = compare(world.plan, remarks, {"tuned": alone})
-    assert panel.metrics[0].cells["tuned"].verdict is None
-    html = page.render(report.model_copy(update={"items": ("tuned",), "panels": (panel,)}))
+    alone = predictions([e.completion for e in remarks.examples], remarks)
+    report = made(world, remarks, {"tuned": alone})
+    assert report.panels[0].metrics[0].cells["tuned"].verdict is None
+    html = page.render(report, state())
     assert "The base model was not scored" in html
 
 
@@ -145,11 +184,11 @@ def test_ticks_are_round_and_enclose_the_data(low: float, high: float, expected:
 
 
 def test_a_loss_curve_is_thinned_to_means(report: Report) -> None:
-    long = Training(loss=tuple((step, 5.0 if step % 2 else 3.0) for step in range(1, 1001)))
+    long = training(loss=tuple((step, 5.0 if step % 2 else 3.0) for step in range(1, 1001)))
     drawn = figures.curves({"tuned": long})
     assert drawn
     assert len(drawn.lines["tuned"].split()) <= figures.POINTS
-    assert figures.curves({"tuned": Training()}) is None
+    assert figures.curves({"tuned": training()}) is None
 
 
 def test_long_answers_are_clipped_on_the_page_only() -> None:
@@ -159,7 +198,14 @@ def test_long_answers_are_clipped_on_the_page_only() -> None:
 
 def test_what_was_cancelled_is_called_so(report: Report) -> None:
     reader = Reader()
-    reader.feed(page.render(report.model_copy(update={"failed": {}, "cancelled": ("broad",)})))
+    reader.feed(
+        page.render(
+            report.model_copy(
+                update={"inputs": report.inputs.model_copy(update={"failed": (), "cancelled": ("broad",)})}
+            ),
+            state(),
+        )
+    )
     assert "broad was cancelled." in reader.text
 
 
@@ -171,22 +217,8 @@ def two_bases(tmp_path: Path, world_of: type[World]) -> tuple[World, Questionnai
     right = [e.completion for e in asked.examples]
     half = [text if i % 2 else "positive" for i, text in enumerate(right)]
     said = {"base@seedling": half, "tuned@seedling": right, "base@tiny": right, "tuned@tiny": half}
-    answers = {name: predictions(world, texts, asked) for name, texts in said.items()}
-    made = Report(
-        run="r1",
-        plan=world.plan.model_dump(mode="json"),
-        items=tuple(answers),
-        models={name: name for name in answers},
-        compared_with={"tuned@seedling": "base@seedling", "tuned@tiny": "base@tiny"},
-        failed={},
-        cancelled=(),
-        panels=(compare(world.plan, asked, answers),),
-        training={},
-        datasets={},
-        decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
-        versions=versions(),
-    )
-    return world, asked, made
+    answers = {name: predictions(texts, asked) for name, texts in said.items()}
+    return world, asked, made(world, asked, answers)
 
 
 def test_each_variant_is_held_against_its_own_base(two_bases: tuple[World, Questionnaire, Report]) -> None:
@@ -198,7 +230,7 @@ def test_each_variant_is_held_against_its_own_base(two_bases: tuple[World, Quest
     assert words.headline(report, "tuned@tiny") == "Lost on in-domain"
     assert words.findings(report, "tuned@tiny")[0].text.startswith("accuracy fell from 100.0 % to 50.0 %")
     reader = Reader()
-    reader.feed(page.render(report))
+    reader.feed(page.render(report, state()))
     assert not reader.open
     assert "2 fine-tuned variants and 2 untouched bases on seedling and tiny" in " ".join(reader.text.split())
     assert "tuned@tiny on tiny" in reader.text, "which base it has"
@@ -209,15 +241,15 @@ def test_a_base_that_was_not_scored_takes_the_differences_from_its_own_variants_
     two_bases: tuple[World, Questionnaire, Report],
 ) -> None:
     world, asked, report = two_bases
-    right = predictions(world, [e.completion for e in asked.examples], asked)
-    lost = compare(world.plan, asked, dict.fromkeys(("base@seedling", "tuned@seedling", "tuned@tiny"), right))
+    right = predictions([e.completion for e in asked.examples], asked)
+    report = made(world, asked, dict.fromkeys(("base@seedling", "tuned@seedling", "tuned@tiny"), right))
+    lost = report.panels[0]
     assert lost.metrics[0].cells["tuned@seedling"].verdict
     assert lost.metrics[0].cells["tuned@tiny"].verdict is None
-    report = report.model_copy(update={"panels": (lost,), "items": ("base@seedling", "tuned@seedling", "tuned@tiny")})
     assert words.caveats(report) == ["base@tiny was not scored, so there is nothing to hold tuned@tiny against."]
     assert words.headline(report, "tuned@seedling") == "No clear difference from base@seedling"
-    assert words.compared(report) == ["tuned@seedling"]
-    page.render(report)
+    assert report.compared == ("tuned@seedling",)
+    page.render(report, state())
 
 
 def test_a_base_that_cannot_say_how_likely_a_reference_is_takes_nothing_from_the_others(
@@ -239,20 +271,20 @@ def test_a_base_that_cannot_say_how_likely_a_reference_is_takes_nothing_from_the
     ]
     silent = [p.model_copy(update={"reference_logprob": None, "reference_tokens": None}) for p in heard]
     answers = {name: silent if name.endswith("tiny") else heard for name in report.items}
-    panel = compare(world.plan, asked, answers)
-    perplexity = panel.metrics[0]
+    report = made(world, asked, answers)
+    perplexity = report.panels[0].metrics[0]
     assert (perplexity.metric, perplexity.n, set(perplexity.cells)) == (
         "perplexity",
         len(heard),
         {"base@seedling", "tuned@seedling"},
     )
-    html = page.render(report.model_copy(update={"panels": (panel,)}))
+    html = page.render(report, state())
     assert "<td>–</td>" in html
     assert "Perplexity depends on the tokenizer" in html
 
 
 def test_settings_that_differ_between_variants_are_named_with_them(report: Report, world: World) -> None:
-    (alike,) = words.trainings(report, world.plan)
+    (alike,) = words.trainings(report)
     assert alike[0] == ""
     other = [
         item.model_copy(update={"training": item.training.model_copy(update={"learning_rate": 0.001})})
@@ -261,8 +293,8 @@ def test_settings_that_differ_between_variants_are_named_with_them(report: Repor
         for item in world.plan.items
     ]
     plan = world.plan.model_copy(update={"items": tuple(other)})
-    both = report.model_copy(update={"items": ("base", "tuned", "broad")})
-    assert [(names, training.learning_rate) for names, training in words.trainings(both, plan)] == [
+    both = report.model_copy(update={"items": ("base", "tuned", "broad"), "plan": plan})
+    assert [(names, training.learning_rate) for names, training in words.trainings(both)] == [
         ("tuned", 2e-4),
         ("broad", 0.001),
     ]

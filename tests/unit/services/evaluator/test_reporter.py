@@ -14,8 +14,8 @@ import pytest
 
 from services.evaluator.handlers import Evaluator
 from services.evaluator.predict import Asker
-from services.evaluator.report import Report
 from services.evaluator.reporter import Reporter
+from services.evaluator.reports import Reports
 from understudy.belt import turns
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import (
@@ -31,7 +31,8 @@ from understudy.belt.contracts import (
 )
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
-from understudy.records import Scores, read_json
+from understudy.errors import Invalid
+from understudy.report import Report
 from understudy.store import keys
 from understudy.store.plans import Plans
 from understudy.testing import drain, local_store
@@ -64,7 +65,7 @@ class Bench:
     def __init__(self, world: World, folder: Path) -> None:
         self.made: DatasetsMade = world.made
         self.store = local_store(folder)
-        for key in ("runs/r1/datasets", "runs/r1/scores", "runs/r1"):
+        for key in ("runs/r1/datasets", "runs/r1/answers", "runs/r1/measures", "runs/r1"):
             for name in world.store.keys(key):
                 self.store.put(name, world.store.fetch(world.store.find(name)))
         self.bus = EmbeddedBus(folder / "bus.sqlite")
@@ -73,7 +74,9 @@ class Bench:
         self.work = folder / "work"
         self.work.mkdir(exist_ok=True)
         self.reader = Reader(self.bus, [self.control])
-        self.reporter = Reporter(self.store, Plans(self.store), self.control, self.reader, self.work)
+        plans = Plans(self.store)
+        self.reports = Reports(self.store, plans)
+        self.reporter = Reporter(self.reports, plans, self.control, self.reader, self.work)
 
     def hear(self, *said: Message) -> ReportRequested:
         """Read what was said of the run; what the closer asks for after it."""
@@ -96,7 +99,7 @@ class Bench:
 
     def report(self, end: RunClosed) -> Report:
         assert end.report
-        return Report.model_validate_json((self.store.fetch(end.report) / "report.json").read_bytes())
+        return self.reports.read(end.report)
 
 
 @pytest.fixture
@@ -116,12 +119,12 @@ def test_any_order_of_ends_gives_the_same_report(
     ends = [failed(item) if item == lost else answers[1][item] for item in order]
     end = bench.close(bench.hear(bench.made, *ends))
     assert end.report
-    assert end.report == bench.store.find(keys.report("r1", end.outcome or ""))
     assert _digest_of.setdefault(lost, end.report.sha256) == end.report.sha256
     report = bench.report(end)
-    assert report.failed == ({lost: "out of memory"} if lost else {})
+    assert end.report == bench.store.find(keys.report("r1", report.inputs.digest))
+    assert report.inputs.failed == ((lost,) if lost else ())
     assert report.items == tuple(item for item in ITEMS if item != lost)
-    assert (report.cancelled, report.run) == ((), "r1")
+    assert (report.inputs.cancelled, report.run) == ((), "r1")
     assert bench.close(bench.hear()) == end, "handed out again after it was made"
     again = bench.close(bench.hear().model_copy(update={"generation": 2, "attempt": 3, "status": "failed"}))
     assert (again.generation, again.attempt, again.status, again.report) == (2, 3, "failed", end.report)
@@ -135,7 +138,7 @@ def test_what_came_through_after_all_leaves_the_report_it_would_have_had(
     expected = undisturbed.close(undisturbed.hear(bench.made, *answers[1].values()))
     ends = answers[1]
     first = bench.close(bench.hear(bench.made, failed("tuned"), CancelRequested(run="r1", item="broad"), ends["base"]))
-    assert bench.report(first).cancelled == ("broad",)
+    assert bench.report(first).inputs.cancelled == ("broad",)
     again = bench.made.model_copy(update={"generation": 2})
     second = bench.close(
         bench.hear(again, *(ends[item].model_copy(update={"generation": 2}) for item in ("tuned", "broad")))
@@ -146,15 +149,37 @@ def test_what_came_through_after_all_leaves_the_report_it_would_have_had(
     assert bench.store.fetch(first.report).is_dir(), "an earlier report is kept"
 
 
-def test_another_failure_is_another_report(answers: tuple[World, dict[str, ItemScored]], bench: Bench) -> None:
+def test_why_an_item_failed_is_no_part_of_the_report(
+    answers: tuple[World, dict[str, ItemScored]], bench: Bench
+) -> None:
+    """How often and of what it failed is in the run's state: the report follows from what was measured."""
     ends = answers[1]
     bench.hear(bench.made, ends["base"], ends["broad"])
-    reports = []
+    reports = set()
     for attempt, reason in enumerate(("no base", "no data", "no base"), start=1):
         end = bench.close(bench.hear(failed("tuned", reason, attempt=attempt)))
-        assert bench.report(end).failed == {"tuned": reason}
-        reports.append(end.report)
-    assert reports[0] == reports[2] != reports[1]
+        assert bench.report(end).inputs.failed == ("tuned",)
+        reports.add(end.report)
+    assert len(reports) == 1
+
+
+def test_any_item_can_be_what_the_others_are_held_against(
+    answers: tuple[World, dict[str, ItemScored]], bench: Bench
+) -> None:
+    end = bench.close(bench.hear(bench.made, *answers[1].values()))
+    assert end.report
+    against = bench.reports.read(bench.reports.against(end.report, "tuned"))
+    assert against.compared_with == {"base": "tuned", "broad": "tuned"}
+    before = bench.report(end).panels[0].row("accuracy")
+    after = against.panels[0].row("accuracy")
+    assert before
+    assert after
+    assert after.cells["base"].delta == -(before.cells["tuned"].delta or 0)
+    assert after.cells["base"].mcnemar_p == before.cells["tuned"].mcnemar_p
+    assert after.cells["tuned"].delta is None
+    assert bench.reports.against(end.report, "tuned") == bench.store.find(keys.report("r1", against.inputs.digest))
+    with pytest.raises(Invalid, match=r"No item `tunned` was scored \(did you mean `tuned`\?\)"):
+        bench.reports.against(end.report, "tunned")
 
 
 def test_when_more_was_said_since_the_request_is_passed_over(
@@ -206,8 +231,8 @@ def test_the_report_has_what_the_command_line_shows(answers: tuple[World, dict[s
     outputs = list(bench.reporter.close(bench.hear(bench.made, *ends.values())))
     assert any(isinstance(o, Progress) and o.step == "report" for o in outputs)
     report = json.loads((bench.store.fetch(outputs[-1].report) / "report.json").read_text())
-    assert report["format"] == "understudy.report.v2"
-    assert report["run"] == "r1"
+    assert report["format"] == "understudy.report.v3"
+    assert report["inputs"]["run"] == "r1"
     assert report["items"] == list(ITEMS)
     assert report["compared_with"] == {"tuned": "base", "broad": "base"}
     assert [item["name"] for item in report["plan"]["items"]] == list(ITEMS)
@@ -222,10 +247,10 @@ def test_the_report_has_what_the_command_line_shows(answers: tuple[World, dict[s
     assert report["panels"][2]["not_computed"] == {"rougeL": "no question has a reference answer"}
     assert report["training"]["tuned"]["steps"] == 300
     assert report["datasets"]["remarks"]["rejected"] == 7
-    scores = read_json(bench.store.fetch(ends["tuned"].scores) / "scores.json", Scores)
-    assert {(s.value, s.low, s.high) for s in scores.scores if s.metric == "accuracy"} == {
-        (cell["value"], cell["low"], cell["high"])
-    }
+    readings = [(row["metric"], row["reading"]) for row in report["panels"][0]["metrics"]]
+    names = ("accuracy", "precision", "recall", "f1")
+    assert readings == [(name, reading) for reading in ("written", "likeliest") for name in names]
+    assert 0 < cell["mcnemar_p"] <= 1
 
 
 def test_a_run_is_closed_within_a_second_while_another_one_is_asked_for_minutes(
@@ -266,8 +291,10 @@ def test_a_run_is_closed_within_a_second_while_another_one_is_asked_for_minutes(
         assert took < 1
         assert bus.lag("evaluator") == {"scoring-requested": 1}, "A is still being asked"
         [first] = closed("warm")
-        page = [world.store.fetch(each.report) / "report.json" for each in (first, end)]
-        assert page[0].read_text().replace('"run": "warm"', '"run": "b"') == page[1].read_text()
+        reports = [
+            Report.model_validate_json((world.store.fetch(e.report) / "report.json").read_bytes()) for e in (first, end)
+        ]
+        assert reports[0].model_copy(update={"inputs": reports[1].inputs}) == reports[1]
 
 
 def test_a_cancelled_run_is_closed_with_the_report_on_what_was_scored(
@@ -291,7 +318,7 @@ def test_a_cancelled_run_is_closed_with_the_report_on_what_was_scored(
         [end] = said(bus, "run-closed")
         assert (end.status, end.reason) == ("cancelled", None)
         report = Report.model_validate_json((world.store.fetch(end.report) / "report.json").read_bytes())
-        assert (report.items, report.cancelled, report.failed) == (("base",), ("tuned", "broad"), {})
+        assert (report.items, report.inputs.cancelled, report.inputs.failed) == (("base",), ("tuned", "broad"), ())
         until(lambda: bus.lag("evaluator") == {"scoring-requested": 0}, seconds=2)
         assert running.kernel.control.book("r1").cancelled == 1
     assert (world.folder / "work" / "evaluator" / "0" / "r1" / "tuned").is_dir()

@@ -6,10 +6,12 @@ import random
 
 import pytest
 
+from services.evaluator.metrics import families
 from services.evaluator.metrics.classification import Classification, parse_label
 from understudy.records import Example, Prediction, Provenance, Turn
 
 LABELS = ("anger", "joy", "sadness")
+NAMES = ("accuracy", "precision", "recall", "f1")
 
 
 def rows(pairs: list[tuple[str, str | None]]) -> tuple[list[Example], list[Prediction]]:
@@ -24,7 +26,7 @@ def rows(pairs: list[tuple[str, str | None]]) -> tuple[list[Example], list[Predi
         for i, (gold, _) in enumerate(pairs)
     ]
     predictions = [
-        Prediction(id=str(i), text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1, label=said)
+        Prediction(id=str(i), text=said or "who knows", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
         for i, (_, said) in enumerate(pairs)
     ]
     return examples, predictions
@@ -40,7 +42,7 @@ def test_equals_scikit_learn_also_with_unread_classes_and_classes_never_said(
     dice = random.Random(seed)
     sayable = [label for label in (*LABELS, None) if label not in never_said]
     pairs = [(dice.choice(LABELS), dice.choice(sayable)) for _ in range(60)]
-    family = Classification(LABELS)
+    family = Classification(LABELS, NAMES)
     found = family.values(family.statistics(*rows(pairs)).sum(axis=0))
     gold, said = [g for g, _ in pairs], [s or "no class" for _, s in pairs]
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -51,7 +53,7 @@ def test_equals_scikit_learn_also_with_unread_classes_and_classes_never_said(
 
 
 def test_signatures_tell_average_zero_division_classes_and_parse_rule() -> None:
-    signatures = {measure.name: measure.signature for measure in Classification(LABELS).measures()}
+    signatures = {measure.name: measure.signature for measure in Classification(LABELS, NAMES).measures()}
     assert signatures["f1"] == "f1|average:macro|zero_division:0|labels:3|parse:first-label-word"
     assert signatures["accuracy"] == "accuracy|labels:3|parse:first-label-word"
 
@@ -74,3 +76,28 @@ def test_the_first_whole_word_that_names_a_class_counts(text: str, label: str | 
 
 def test_class_names_with_signs_are_taken_literally() -> None:
     assert parse_label("answer: c++ (not c)", ("c", "c++")) == "c++"
+
+
+def test_the_likeliest_class_counts_also_where_another_was_written_and_rows_without_it_do_not() -> None:
+    examples, written = rows([("joy", "anger"), ("joy", None), ("anger", "anger"), ("sadness", "sadness")])
+    sure = [(-3.0, -1.0, -2.0), (-3.0, -1.0, -2.0), (-3.0, -2.0, -1.0), None]
+    said = [p.model_copy(update={"label_logprobs": likely}) for p, likely in zip(written, sure, strict=True)]
+    family = Classification(LABELS, NAMES, "likeliest")
+    table = family.statistics(examples, said)
+    assert table[:, -1].tolist() == [1, 1, 1, 0]
+    assert [family.said(row) for row in table] == ["joy", "joy", "sadness", None]
+    assert family.values(table.sum(axis=0))["accuracy"] == pytest.approx(2 / 3)
+    assert family.right(table).tolist() == [1, 1, 0, 0]
+    assert {each.reading for each in family.measures()} == {"likeliest"}
+
+
+def test_confusion_has_actual_by_said_with_none_last() -> None:
+    family = Classification(LABELS, NAMES)
+    table = family.statistics(*rows([("joy", "anger"), ("joy", None), ("joy", "joy"), ("anger", "anger")]))
+    assert family.confusion(table).tolist() == [[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]]
+
+
+def test_of_many_classes_the_likeliest_is_not_asked_for() -> None:
+    few, many = (tuple(f"c{number}" for number in range(count)) for count in (20, 21))
+    assert [family.key for family in families(["f1"], few)] == ["classification-written", "classification-likeliest"]
+    assert [family.key for family in families(["f1"], many)] == ["classification-written"]

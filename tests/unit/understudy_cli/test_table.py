@@ -1,0 +1,127 @@
+"""Proves that a report reads well in a terminal: marks, units, who is missing, and what it says in words."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from understudy.belt.folds.views import ItemState, RunState
+from understudy.plan import Plan, PlannedBase, make
+from understudy.recipe import parse
+from understudy.report import Cell, Report, Verdict
+from understudy.terms import Artifact
+from understudy.testing import report_of
+from understudy_cli.table import comparison, summary
+
+
+def plan(*variants: str, base: tuple[str, ...] = ("seedling",)) -> Plan:
+    document = {
+        "base": list(base),
+        "datasets": {"d": {"source": "d.csv"}},
+        "variants": {v: {"train": "d"} for v in variants},
+    }
+    return make(parse(document, "test"), lambda name: PlannedBase(name=name, reference=name))
+
+
+def cell(value: float, delta: float | None = None, verdict: Verdict | None = None) -> Cell:
+    return Cell(value=value, low=value, high=value, delta=delta, delta_low=delta, delta_high=delta, verdict=verdict)
+
+
+def state(**items: ItemState) -> RunState:
+    return RunState(
+        id="r-1",
+        name="r",
+        status="finished",
+        generation=1,
+        created_at=0,
+        bases=("seedling",),
+        stages={},
+        plan=Artifact(sha256="0"),
+        items=items,
+    )
+
+
+def shown(report: Report, **items: ItemState) -> str:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    console.print(comparison(report, state(**items)))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def perplexity() -> Report:
+    cells = {
+        "base": cell(12.3),
+        "a": cell(20_000, 19_987.7, "worse"),
+        "b": cell(12.2, -0.1, "no clear difference"),
+    }
+    return report_of(
+        plan("a", "b", "gone", "dropped"),
+        cells,
+        metric="perplexity",
+        panel="general",
+        failed=["gone"],
+        cancelled=["dropped"],
+    )
+
+
+def test_the_table_marks_each_cell_and_names_who_is_missing() -> None:
+    """▼ and · as the report judged, large numbers stay readable, a failed or cancelled item has no column but a line."""
+    text = shown(perplexity(), gone=ItemState(stage="failed", reason="it fell off"))
+    row = next(line for line in text.splitlines() if "perplexity" in line)
+    assert "perplexity ↓" in row
+    assert "12.30 [12.30 – 12.30]" in row
+    assert "20000 [20000 – 20000] ▼" in row
+    assert "12.20 [12.20 – 12.20] ·" in row
+    assert "gone FAILED: it fell off" in text
+    assert "dropped was cancelled." in text
+    assert "Against the base: ▲ better" in text
+
+
+def test_the_summary_says_what_was_lost_and_what_is_unclear() -> None:
+    """A sentence per item that was compared, with the figures behind it; none for the base and for the failed."""
+    assert summary(perplexity()).splitlines() == [
+        "a: Lost on general.",
+        "  general: perplexity rose from 12.30 to 20000 (+19988, 95 % interval +19988 to +19988).",
+        "b: No clear difference from the base.",
+        "  general: perplexity: no clear difference.",
+    ]
+
+
+def test_where_the_base_fails_by_format_the_summary_opens_with_that() -> None:
+    cells = {"base": cell(0.01), "a": cell(0.65, 0.64, "better")}
+    report = report_of(plan("a"), cells, n=200, unread={"base": 198})
+    first = summary(report).splitlines()[0]
+    assert first.startswith("On in-domain, 198 of 200 answers of the base name no class")
+    assert "is not known" in first, "and nobody asked which class it finds most likely"
+    panel = report.panels[0]
+    likely = panel.metrics[0].model_copy(
+        update={"reading": "likeliest", "cells": {"base": cell(0.6), "a": cell(0.65, 0.05, "no clear difference")}}
+    )
+    both = report.model_copy(update={"panels": (panel.model_copy(update={"metrics": (*panel.metrics, likely)}),)})
+    first = summary(both).splitlines()[0]
+    assert "accuracy rose from 60.0 % to 65.0 % (+5.0 points" in first
+    assert first.endswith("That is no clear difference.")
+    assert "accuracy by likelihood ↑" in shown(both)
+
+
+def test_items_of_several_bases_are_held_against_their_own() -> None:
+    """The legend does not name one of them; an item whose base was not scored says so."""
+    two = plan("a", base=("small", "large"))
+    cells = {"base@small": cell(1), "a@small": cell(2, 1, "better"), "a@large": cell(2)}
+    report = report_of(two, cells, metric="bleu", panel="general")
+    assert "Against its base:" in shown(report)
+    assert summary(report).splitlines() == [
+        "a@small: Gained on general.",
+        "  general: BLEU rose from 1.0 to 2.0 (+1.0, 95 % interval +1.0 to +1.0).",
+        "base@large was not scored, so there is nothing to hold a@large against.",
+    ]
+
+
+def test_many_items_are_rows() -> None:
+    """Twenty columns would be unreadable: each item has a row with its figure and mark."""
+    names = [f"v{number}" for number in range(20)]
+    cells = {"base": cell(1.0)} | {name: cell(2.0, 1, "better") for name in names}
+    text = shown(report_of(plan(*names), cells, metric="bleu", panel="general"))
+    (row,) = [line for line in text.splitlines() if "v7 " in line]
+    assert "2.0 ▲" in row
+    assert "general BLEU ↑" in text
