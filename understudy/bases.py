@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Base:
     name: str
     """As users ask for it on the endpoint."""
     path: str
-    """Folder, or hub id."""
+    """Folder, whose last part is the name, or hub id."""
     revision: str | None
     """Of a hub id."""
     template: Path | None
@@ -48,7 +49,10 @@ def resolve(base: str, models: Path) -> Base:
                     f"Base model `{base}`: {folder} has no config.json", "Give a folder in Hugging Face format."
                 )
             document(folder, "config.json")
-            return Base(name=folder.name, path=str(folder.resolve()), revision=None, template=_template(folder))
+            path, called = folder.resolve(), Path(os.path.abspath(folder))  # noqa: PTH100
+            if path.name != called.name:  # it is a link; the name is what people ask for
+                path = called.parent.resolve() / called.name
+            return Base(name=path.name, path=str(path), revision=None, template=_template(folder))
     name, _, revision = base.partition("@")
     if base.startswith(("/", ".")) or name.count("/") != 1:
         known = sorted(path.parent.name for path in models.glob("*/config.json"))

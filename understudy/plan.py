@@ -170,4 +170,6 @@ def _places(bases: tuple[PlannedBase, ...]) -> list[str]:
 
 def features(training: Training) -> dict[Station, tuple[str, ...]]:
     """What a training asks of a station beyond what every one has ever had."""
-    return {"trainer": ("nf4",)} if training.quantize == "nf4" else {}
+    asked = {"nf4": training.quantize == "nf4", "keep-best": training.keep == "best"}
+    needed = tuple(name for name, needs in asked.items() if needs)
+    return {"trainer": needed} if needed else {}

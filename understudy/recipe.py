@@ -152,6 +152,8 @@ class Training(Section):
     """Tokens of prompt and answer together; longer examples are left out and counted, never cut."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Optimizer steps between checkpoints."""
+    keep: Literal["last", "best"] = "last"
+    """Whose weights become the adapter: those of the last step, or of the checkpoint with the lowest validation loss."""
 
 
 class Panel(Section):
@@ -273,10 +275,22 @@ def parse(document: object, where: str) -> Recipe:
             below = f"variants.{name}.training"  # as strict as the settings of all
             looked_at = _merged(recipe.training.model_dump(), variant.training)
             Training.model_validate(looked_at, extra="forbid")
+        _check_validation(recipe, where)
         return recipe
     except ValidationError as error:
         mistakes = "; ".join(_mistakes(error, looked_at, below)[:3])
         raise Invalid(f"{where}: {mistakes}", "See docs/recipes.md for every key.") from None
+
+
+def _check_validation(recipe: Recipe, where: str) -> None:
+    """Raises `Invalid` when a variant keeps its best checkpoint and has no validation rows to find it with."""
+    for name, variant in recipe.trained().items():
+        data = {dataset for stage in variant.stages() for dataset in stage}
+        if recipe.training_of(variant).keep == "best" and not any(recipe.datasets[d].rows.validation for d in data):
+            raise Invalid(
+                f"{where}: `{name}` shall keep its best checkpoint, and no dataset that it trains on has validation rows",
+                f"Raise `datasets.{min(data)}.rows.validation`, or use `training.keep: last`.",
+            )
 
 
 def _mistakes(error: ValidationError, document: object, below: str) -> list[str]:

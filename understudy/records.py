@@ -85,6 +85,10 @@ class TrainedOn(Frozen):
     examples_too_long: int = 0
     examples_seen: int = 0
     tokens_seen: int = 0
+    validation_rows: int = 0
+    """Watched during the training."""
+    validation_loss: float | None = None
+    """Nats per token of their answers, under the weights that the adapter has."""
 
 
 class TrainingRecord(Frozen):
@@ -110,7 +114,8 @@ class TrainingRecord(Frozen):
     loss: tuple[tuple[int, float], ...] = ()
     """(optimizer step, nats per token of the answers)."""
     validation: tuple[tuple[int, float], ...] = ()
-    """(optimizer step, the same on validation rows); empty where there were none."""
+    """(optimizer step, the same on validation rows, where each dataset weighs as much as the training sees of it); empty where there
+    were none."""
     kept_step: int | None = None
     """The step whose weights the adapter has; None: the last one."""
 

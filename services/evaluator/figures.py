@@ -31,6 +31,8 @@ class Curves:
 
     lines: dict[str, str]
     """Item -> `x,y x,y ...` for a polyline."""
+    watched: dict[str, str]
+    """The same of the validation loss."""
     x_ticks: tuple[tuple[float, str], ...]
     """(position, label)."""
     y_ticks: tuple[tuple[float, str], ...]
@@ -54,17 +56,23 @@ def curves(training: Mapping[str, TrainingRecord]) -> Curves | None:
     means = {item: _means(entry.loss) for item, entry in training.items() if entry.loss}
     if not means:
         return None
-    last = max(step for entry in training.values() for step, _ in entry.loss)
-    losses = [loss for points in means.values() for _, loss in points]
+    watched = {item: _means(entry.validation) for item, entry in training.items() if entry.validation}
+    last = max(step for entry in training.values() for step, _ in (*entry.loss, *entry.validation))
+    losses = [loss for points in (*means.values(), *watched.values()) for _, loss in points]
     y_values = ticks(min(losses), max(losses))
     bottom, top = y_values[0], y_values[-1]
-    lines = {
-        item: " ".join(f"{100 * step / last:.2f},{100 * (top - loss) / (top - bottom):.2f}" for step, loss in points)
-        for item, points in means.items()
-    }
+
+    def line(points: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{100 * step / last:.2f},{100 * (top - loss) / (top - bottom):.2f}" for step, loss in points)
+
     x_ticks = tuple((round(100 * step / last, 2), f"{step:g}") for step in ticks(0, last) if step <= last)
     y_ticks = tuple((round(100 * (top - loss) / (top - bottom), 2), f"{loss:g}") for loss in y_values)
-    return Curves(lines, x_ticks, y_ticks)
+    return Curves(
+        {item: line(points) for item, points in means.items()},
+        {item: line(points) for item, points in watched.items()},
+        x_ticks,
+        y_ticks,
+    )
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -18,7 +18,7 @@ from services.evaluator.predict import TEMPERATURE, Asker, Questions, answered
 from understudy.belt.contracts import ItemScored, Message, Progress, ScoringRequested
 from understudy.belt.delivery import Lane
 from understudy.belt.scratch import forget, take_up
-from understudy.metrics import METRICS
+from understudy.metrics import METRICS, MOST_LIKELIEST
 from understudy.plan import Plan
 from understudy.records import Answered, Measured, Prediction, read_json, read_jsonl, write_json, write_jsonl
 from understudy.store import keys
@@ -113,6 +113,7 @@ def _questions(model: str, seed: int, asked: Questionnaire) -> Questions:
         max_tokens=asked.panel.max_tokens,
         seed=seed,
         references="likelihood" in needs,
+        labels=asked.labels if "classes" in needs and len(asked.labels) <= MOST_LIKELIEST else (),
     )
 
 

@@ -1,14 +1,14 @@
 """What is asked of a model for a panel, greedily, and how the answers of one question become its `Prediction`.
 
 Each finished row is kept at once (`llm/ask.py`), so that a killed process goes on where it was. Does not read classes
-out of answers or score them (`scoring.py`), and knows no panels, runs or messages.
+out of answers or measure them (`measure.py`), and knows no panels, runs or messages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ MOST_REFUSED = 0.1
 ASK_TOKEN_IDS = {"return_token_ids": True}
 SCORE_REFERENCE = {"prompt_logprobs": 0, "add_generation_prompt": False, "continue_final_message": True}
 """Render the chat up to the last letter of the reference and give the log-probability of every token of it."""
+SCORE_TURN = {"prompt_logprobs": 0, "add_generation_prompt": False}
+"""The same, with what ends a turn."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Questions:
     seed: int
     references: bool
     """Also ask how likely the model finds the reference answers."""
+    labels: tuple[str, ...] = ()
+    """Also ask how likely it finds each of these as the whole answer."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Asker:
         """
         with Log(path, resume_jsonl(path, Prediction)) as log:
             before = [log.lines[example.id] for example in questions.examples if example.id in log.lines]
-            rows = _Rows(questions, sum(line.finish_reason == REFUSED for line in before))
+            rows = _Rows(questions, refused_before=sum(line.finish_reason == REFUSED for line in before))
             yield from ask(log, questions.examples, rows.answer, rows.refused, self._connect, self.concurrency)
 
     def _connect(self, concurrency: int) -> ChatClient:
@@ -75,11 +79,14 @@ class _Rows:
     questions: Questions
     refused_before: int
     """Questions that an earlier call was refused."""
+    tails: dict[str, int] = field(default_factory=dict)
+    """Label -> tokens that the template puts after it, once known."""
 
     async def answer(self, chat: ChatClient, example: Example) -> Prediction:
         """The line of one example."""
         asked = self.questions
         wants_reference = asked.references and bool(example.completion.strip())
+        wants_ids = wants_reference or bool(asked.labels)
         with _model_may_come_back():
             answer = await chat.complete(
                 asked.model,
@@ -87,7 +94,7 @@ class _Rows:
                 max_tokens=asked.max_tokens,
                 temperature=TEMPERATURE,
                 seed=asked.seed,
-                extra=ASK_TOKEN_IDS if wants_reference else None,
+                extra=ASK_TOKEN_IDS if wants_ids else None,
             )
         reference = await self._reference(chat, example, answer) if wants_reference else None
         return Prediction(
@@ -98,6 +105,7 @@ class _Rows:
             completion_tokens=answer.completion_tokens,
             reference_logprob=reference[0] if reference else None,
             reference_tokens=reference[1] if reference else None,
+            label_logprobs=await self._labels(chat, example, answer) if asked.labels else None,
         )
 
     def refused(self, example: Example, error: Refused, tally: Tally) -> Prediction:
@@ -112,21 +120,48 @@ class _Rows:
 
     async def _reference(self, chat: ChatClient, example: Example, answer: Completion) -> tuple[float, int] | None:
         """Sum of log-probabilities and number of tokens of the reference; None when the endpoint cannot say."""
-        turns = (*example.prompt, Turn(role="assistant", content=example.completion))
-        try:
-            with _model_may_come_back():
-                scored = await chat.complete(self.questions.model, turns, max_tokens=1, extra=SCORE_REFERENCE)
-        except Refused as error:
-            if error.status in KEY_REFUSED:
-                raise
-            return None
-        positions = scored.raw.get("prompt_logprobs")
+        positions = await self._positions(chat, example, example.completion, SCORE_REFERENCE)
         if positions is None:
+            return None
+        if not positions:
             raise Invalid(
                 "The endpoint gives no log-probabilities of a prompt (`prompt_logprobs`)",
                 "Take `perplexity` out of the panel, or serve with vLLM.",
             )
         return reference_logprob(positions, answer.raw.get("prompt_token_ids"), answer.prompt_tokens)
+
+    async def _labels(self, chat: ChatClient, example: Example, answer: Completion) -> tuple[float, ...] | None:
+        """For each label the sum of log-probabilities of its tokens and of the one that ends the turn, without which a label
+        always beats one that it begins; None when the endpoint cannot say."""
+        found: list[float] = []
+        for label in self.questions.labels:
+            positions = await self._positions(chat, example, label, SCORE_TURN)
+            if positions and label not in self.tails:
+                alone = await self._positions(chat, example, label, SCORE_REFERENCE)
+                self.tails[label] = len(positions) - len(alone or positions)
+            if not positions or self.tails[label] < 1:
+                return None
+            upto = len(positions) - self.tails[label] + 1
+            logprob = reference_logprob(positions[:upto], answer.raw.get("prompt_token_ids"), answer.prompt_tokens)
+            if logprob is None:
+                return None
+            found.append(logprob[0])
+        return tuple(found)
+
+    async def _positions(
+        self, chat: ChatClient, example: Example, text: str, how: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, Mapping[str, Any]] | None] | None:
+        """What the model finds of every token of the chat that ends in `text`; empty when the endpoint does not say, None when it
+        refuses to."""
+        turns = (*example.prompt, Turn(role="assistant", content=text))
+        try:
+            with _model_may_come_back():
+                scored = await chat.complete(self.questions.model, turns, max_tokens=1, extra=how)
+        except Refused as error:
+            if error.status in KEY_REFUSED:
+                raise
+            return None
+        return scored.raw.get("prompt_logprobs") or ()
 
 
 def reference_logprob(

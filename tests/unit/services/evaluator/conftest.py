@@ -48,9 +48,14 @@ class Endpoint:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     hold_after: int | None = None
-    """Answer so many requests, then no more until it is None again."""
+    """Answer so many questions, then no more until it is None again; what is asked about an answer is answered."""
     missing: set[str] = field(default_factory=set)
     """Models it does not know."""
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """Requests for an answer, not for how likely one is."""
+        return [body for body in self.requests if "prompt_logprobs" not in body]
 
     def app(self) -> FastAPI:
         app = FastAPI()
@@ -61,8 +66,8 @@ class Endpoint:
 
             body = await request.json()
             self.requests.append(body)
-            number = len(self.requests)
-            while self.hold_after is not None and number > self.hold_after:
+            number = len(self.asked)
+            while self.hold_after is not None and number > self.hold_after and "prompt_logprobs" not in body:
                 await asyncio.sleep(0.01)
             if body["model"] in self.missing:
                 return JSONResponse({"error": {"message": f"no model {body['model']}"}}, status_code=404)
@@ -81,10 +86,11 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
     reply: dict[str, Any] = {"object": "chat.completion", "model": body["model"]}
     text = _say(body["model"], prompt[-1]["content"])
     if "prompt_logprobs" in body:
-        assert body["continue_final_message"] is True
         assert body["add_generation_prompt"] is False
         assert body["max_tokens"] == 1
         ids += _tokens(body["messages"][-1]["content"])
+        if not body.get("continue_final_message"):
+            ids += _tokens("<end> newline")
         worth = -2.0 * (1.2 - SKILL.get(body["model"].partition("@")[0], 0.5))
         reply["prompt_logprobs"] = [None, *({str(i): {"logprob": worth - i % 7 / 10}} for i in ids[1:])]
     else:

@@ -171,7 +171,7 @@ def test_killed_half_way_and_delivered_again_gives_the_same_digest(
     )
     try:
         deadline = time.monotonic() + 60
-        while len(endpoint.requests) < 22 and process.poll() is None and time.monotonic() < deadline:
+        while len(endpoint.asked) < 22 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -183,7 +183,7 @@ def test_killed_half_way_and_delivered_again_gives_the_same_digest(
     endpoint.requests.clear()
     message = one(drain(station.evaluate(world.asking("base"))))
     assert (message.answers, message.measures) == (undisturbed.answers, undisturbed.measures)
-    assert len(endpoint.requests) < 12 + 24 + 12  # of which the first panel and some more were there
+    assert len(endpoint.asked) < 12 + 12 + 12  # of which the first panel and some more were there
     assert not (world.folder / "work" / "r1" / "base").exists()
 
 
@@ -245,6 +245,6 @@ def test_cancelled_while_nobody_answers_it_ends_within_two_seconds_and_answers_s
     bus.publish(request.model_copy(update={"generation": 2}))
     with lanes(bus, small.folder, endpoint.url, groups=["evaluator"]):
         until(lambda: [m for m in said(bus, "run-control") if isinstance(m, ItemScored)])
-    first_panel = [body for body in endpoint.requests if body["max_tokens"] == 8]
+    first_panel = [body for body in endpoint.asked if body["max_tokens"] == 8]
     assert len(first_panel) == 12 - 5
     assert not asked.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from understudy.belt.folds.views import ItemState, RunState
 from understudy.records import Answered, Measured, Prediction, TrainingRecord, write_json, write_jsonl
 from understudy.report import Inputs, Report, Scored
 from understudy.store import keys
+from understudy.terms import Gate
 
 World = Any
+RUNS = itertools.count(2)
 VOID = {"meta", "line", "circle", "polyline", "br", "link", "img"}
 
 
@@ -58,12 +61,13 @@ def predictions(texts: list[str], asked: Questionnaire) -> list[Prediction]:
 def made(world: World, asked: Questionnaire, answers: dict[str, list[Prediction]], **about: Any) -> Report:
     """The report on these answers to one panel."""
     store = world.store
+    run = f"r{next(RUNS)}"
     scored = {}
     for item, said in answers.items():
         with store.draft() as folder:
             write_json(folder / "answers.json", Answered(item=item, model=item, decoding={}))
             write_jsonl(folder / f"answers-{asked.name}.jsonl", said)
-            kept = store.put(keys.answers("r1", item), folder)
+            kept = store.put(keys.answers(run, item), folder)
         with store.draft() as folder:
             panels = {asked.name: measure(asked, said, folder / f"measures-{asked.name}.npz")}
             measured = Measured(
@@ -77,12 +81,12 @@ def made(world: World, asked: Questionnaire, answers: dict[str, list[Prediction]
             if item == "tuned":
                 loss = ((1, 3.0), (2, 2.5), (3, 2.0))
                 write_json(folder / "training.json", training(steps=3, tokens=12345, loss=loss))
-            scored[item] = Scored(answers=kept, measures=store.put(keys.measures("r1", item), folder))
+            scored[item] = Scored(answers=kept, measures=store.put(keys.measures(run, item), folder))
     plan = world.plan.model_copy(update={"panels": {asked.name: world.plan.panels[asked.name]}})
     with store.draft() as folder:
         write_json(folder / "plan.json", plan)
-        artifact = store.put("runs/r1/plan-of-one-panel", folder)
-    inputs = Inputs(run="r1", plan=artifact, datasets=world.made.datasets, scored=scored, **about)
+        artifact = store.put(keys.plan(run), folder)
+    inputs = Inputs(run=run, plan=artifact, datasets=world.made.datasets, scored=scored, **about)
     return Reports(store, world.plans).make(inputs)
 
 
@@ -298,3 +302,21 @@ def test_settings_that_differ_between_variants_are_named_with_them(report: Repor
         ("tuned", 2e-4),
         ("broad", 0.001),
     ]
+
+
+def test_the_loss_on_validation_rows_is_drawn_and_the_kept_step_named(report: Report) -> None:
+    watched = training(
+        steps=3, tokens=9, loss=((1, 3.0), (2, 2.5), (3, 2.0)), validation=((2, 2.75), (3, 2.8)), kept_step=2
+    )
+    html = page.render(report.model_copy(update={"training": {"tuned": watched}}), state())
+    assert 'class="v1 watched" points="' in html
+    assert "kept: step 2, 2.750" in html
+
+
+def test_what_the_gate_measured_is_told(report: Report) -> None:
+    gate = Gate(
+        tokens=321, effect_nats=0.52, noise_nats=0.00002, trained_effect_nats=0.51, slope=1.01, disagreement=0.02
+    )
+    reader = Reader()
+    reader.feed(page.render(report, state(tuned=ItemState(stage="scored", gate=gate))))
+    assert "changes 321 tokens by 0.52 nats (in training 0.51, slope 1.010)" in " ".join(reader.text.split())

@@ -269,7 +269,7 @@ def test_a_run_is_closed_within_a_second_while_another_one_is_asked_for_minutes(
     elsewhere = Evaluator(world.store, world.plans, Asker(endpoint.url, 8), work)
     runs = [world.begun(name) for name in ("warm", "b")]
     ends = {made.run: [drain(elsewhere.evaluate(world.asking(item, made)))[0] for item in ITEMS] for made in runs}
-    answered = len(endpoint.requests)
+    answered = len(endpoint.asked)
     endpoint.hold_after = answered + 20
 
     def closed(run: str) -> list[RunClosed]:
@@ -280,7 +280,7 @@ def test_a_run_is_closed_within_a_second_while_another_one_is_asked_for_minutes(
         until(lambda: closed("warm"))
         bus.publish(runs[1], *ends["b"][:2])
         bus.publish(world.begun("a"), world.asking("base", world.begun("a")))
-        until(lambda: len(endpoint.requests) >= answered + 24)  # 20 were answered, 4 wait for ever
+        until(lambda: len(endpoint.asked) >= answered + 24)  # 20 were answered, 4 wait for ever
         assert not closed("b")
         began = time.monotonic()
         bus.publish(ends["b"][2])
@@ -310,9 +310,9 @@ def test_a_cancelled_run_is_closed_with_the_report_on_what_was_scored(
     with lanes(bus, world.folder, endpoint.url) as running:
         bus.publish(world.made, world.asking("base"))
         until(lambda: any(isinstance(message, ItemScored) for message in said(bus, "run-control")))
-        endpoint.hold_after = len(endpoint.requests)
+        endpoint.hold_after = len(endpoint.asked)
         bus.publish(world.asking("tuned"))
-        until(lambda: len(endpoint.requests) > (endpoint.hold_after or 0))
+        until(lambda: len(endpoint.asked) > (endpoint.hold_after or 0))
         bus.publish(CancelRequested(run="r1"))
         until(lambda: said(bus, "run-closed"), seconds=3)
         [end] = said(bus, "run-closed")

@@ -32,4 +32,3 @@ def test_long_references_weigh_more() -> None:
 
 def test_nothing_to_count_is_no_number() -> None:
     assert np.isnan(Perplexity().values(np.zeros(3))["perplexity"])
-    assert not Perplexity().measures()[0].higher_is_better
