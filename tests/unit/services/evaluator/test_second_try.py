@@ -135,4 +135,4 @@ def test_what_dies_again_is_a_new_dead_letter(
     assert stages(last) == {"base": "failed", "tuned": "scored", "broad": "failed"}
     assert last.report
     report = json.loads((world.store.fetch(last.report) / "report.json").read_bytes())
-    assert (report["items"], set(report["failed"])) == (["tuned"], {"base", "broad"})
+    assert (report["items"], report["inputs"]["failed"]) == (["tuned"], ["base", "broad"])
