@@ -29,5 +29,5 @@ def build(settings: TrainerSettings, kernel: Kernel) -> Service:
 
 
 def features() -> frozenset[str]:
-    """What this installation can do beyond what every trainer can: bitsandbytes trains on a base of four bits."""
-    return frozenset({"nf4"}) if find_spec("bitsandbytes") else frozenset()
+    """What this trainer can do and not every one: keep the best checkpoint; with bitsandbytes, train on a base of four bits."""
+    return frozenset({"keep-best", "nf4"} if find_spec("bitsandbytes") else {"keep-best"})

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def reporter(progress: Path, step_tokens: Sequence[int]) -> Any:
     class Reporter(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.began, self.first = time.monotonic(), state.global_step
+            self.validation_loss = _latest_validation(state.log_history, None)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
@@ -41,6 +42,7 @@ def reporter(progress: Path, step_tokens: Sequence[int]) -> Any:
                 raise Invalid(
                     f"The loss became {logs['loss']} at step {state.global_step}", "Lower `training.learning_rate`."
                 )
+            self.validation_loss = _latest_validation(state.log_history[-2:], self.validation_loss)
             rate = (tokens[state.global_step] - tokens[self.first]) / max(time.monotonic() - self.began, 1e-9)
             line = Step(
                 step=state.global_step,
@@ -48,6 +50,7 @@ def reporter(progress: Path, step_tokens: Sequence[int]) -> Any:
                 loss=round(logs["loss"], 6),
                 tokens_per_second=round(rate, 1),
                 eta_seconds=round((tokens[-1] - tokens[state.global_step]) / rate, 1),
+                validation_loss=self.validation_loss,
             )
             with progress.open("a", encoding="utf-8") as file:
                 file.write(line.model_dump_json() + "\n")
@@ -56,6 +59,10 @@ def reporter(progress: Path, step_tokens: Sequence[int]) -> Any:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Reporter()
+
+
+def _latest_validation(history: Sequence[Mapping[str, float]], before: float | None) -> float | None:
+    return next((entry["validation_loss"] for entry in reversed(history) if "validation_loss" in entry), before)
 
 
 def seal(checkpoint: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Data, Job, JobFolder, Step
 from services.trainer.launcher import Launcher
-from services.trainer.preflight import check_base, check_datasets
+from services.trainer.preflight import check_base, check_datasets, check_validation
 from understudy.bases import as_planned
 from understudy.belt.contracts import Message, Progress, ServingRequested, TrainingRequested
 from understudy.belt.delivery import Lane
@@ -96,6 +96,8 @@ class Trainer:
             )
         datasets = {name: Data(folder=self.store.fetch(made[name]), sha256=made[name].sha256) for name in named}
         check_datasets({name: data.folder for name, data in datasets.items()}, item.name)
+        if item.training.keep == "best":
+            check_validation({name: datasets[name].folder for stage in item.stages for name in stage}, item.name)
         return Job(
             run=request.run,
             item=item.name,
@@ -165,6 +167,8 @@ def _progress(request: TrainingRequested, step: Step | None) -> Progress:
     if step is None:
         return progress
     figures = {"loss": step.loss, "tokens_per_second": step.tokens_per_second, "eta_seconds": step.eta_seconds}
+    if step.validation_loss is not None:
+        figures["validation_loss"] = step.validation_loss
     update = {"step": "training", "done": step.step, "total": step.total, "figures": figures, "mark": step.step}
     return progress.model_copy(update=update)
 

@@ -79,6 +79,8 @@ class Step(BaseModel):
     tokens_per_second: float
     """Real tokens of prompt and answer, without padding, since this process began to train."""
     eta_seconds: float
+    validation_loss: float | None = None
+    """The latest, if there was any."""
 
 
 class JobFolder:

@@ -1,6 +1,7 @@
 """Looks before training whether it can work, and says in one paragraph what to change when it cannot.
 
-`check_base` and `check_datasets` need no torch and run in the service; the others look at the tokenizer and at a real batch, in the child.
+`check_base`, `check_datasets` and `check_validation` need no torch and run in the service; the others look at the tokenizer
+and at a real batch, in the child.
 """
 
 from __future__ import annotations
@@ -77,6 +78,16 @@ def check_datasets(folders: Mapping[str, Path], item: str) -> None:
                 f"Dataset `{name}` has no training rows, and `{item}` trains on it",
                 f"Raise `datasets.{name}.rows.train`, or see in its rejected.jsonl why no row became an example.",
             )
+
+
+def check_validation(folders: Mapping[str, Path], item: str) -> None:
+    """Raises `Invalid` when no dataset of `item` has a validation row, by which its best checkpoint could be told."""
+    splits = [folder / "validation.jsonl" for folder in folders.values()]
+    if not any(split.is_file() and split.stat().st_size for split in splits):
+        raise Invalid(
+            f"`{item}` shall keep its best checkpoint, and {', '.join(folders)} has no validation rows",
+            f"Raise `datasets.{min(folders)}.rows.validation`, or use `training.keep: last`.",
+        )
 
 
 def check_lengths(name: str, kept: int, left_out: int, max_length: int) -> None:

@@ -1,7 +1,7 @@
 """The program of the training child: `python -m services.trainer.train JOB_DIR` makes JOB_DIR/adapter and exits 0.
 
-One readable recipe, top to bottom in `train`: tokenise, plan, load, fine-tune, write the adapter, measure probes. May be killed at any
-moment: started again it goes on from its last sealed checkpoint and ends with the same bytes. Does not know messages or the store.
+One readable recipe, top to bottom in `train`: tokenise, plan, load, fine-tune, write the adapter, measure probes. May be killed at
+any moment: started again it goes on from its last sealed checkpoint and ends with the same bytes. Does not know messages or the store.
 
 What the same bytes take beyond seeds and a checkpoint with optimizer, schedule and random state: an explicit order of the data
 (`data.py`), a fixed number of threads (`launcher.py`), float32 on a CPU, sorted lists in adapter_config.json, and no clock in any file.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from services.trainer import card, data
+from services.trainer import card, data, validation
 from services.trainer.checkpoints import last_checkpoint
 from services.trainer.job import EXIT_DISK, EXIT_INVALID, EXIT_MEMORY, Job, JobFolder
 from services.trainer.preflight import check_batch, check_lengths, stop_tokens
@@ -46,22 +46,26 @@ def train(job: Job, folder: JobFolder) -> None:
     order = plan(job, corpora)
     say(f"{len(order)} examples in order")
 
-    trainer = tune.make_trainer(job, folder, model, tokenizer, corpora, order, device)
+    rows = validation.watched(job, corpora, order, tokenizer, stops)
+    trainer = tune.make_trainer(job, folder, model, tokenizer, corpora, order, rows, device)
     first = [corpora[draw.dataset].rows[draw.row] for draw in order[: job.micro_batch]]
     batch = trainer.data_collator([{"input_ids": list(row.ids), "labels": row.labels} for row in first])
     check_batch(batch["labels"].tolist(), [row.ids[row.answer :] for row in first], stops)
     resume = last_checkpoint(folder.checkpoints)
     say(f"training from {resume.name if resume else 'the start'}")
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    say("trained")
+    history = trainer.state.log_history
+    kept = validation.best(history)["step"] if job.training.keep == "best" else None
+    if kept is not None:
+        tune.take_back(trainer.model, folder.checkpoints / f"checkpoint-{kept}")
+    say("trained" if kept is None else f"trained, kept step {kept}")
 
     partial = folder.adapter.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     trainer.model.save_pretrained(partial, save_embedding_layers=False)
     (partial / "README.md").unlink(missing_ok=True)
     make_portable(partial / "adapter_config.json", job.base.name)
-    curve = [(entry["step"], round(entry["loss"], 6)) for entry in trainer.state.log_history if "loss" in entry]
-    card.write(partial, card.snapshot(job, corpora, order, curve, device))
+    card.write(partial, card.record(job, corpora, order, rows, history, kept, device))
     served = trainer.model if job.training.quantize == "none" else tune.on_unquantised_base(job, partial, device)
     probes = Probes(probes=tuple(tune.probe(served, row) for row in probe_rows(corpora, order)))
     write_json(partial / "probe.json", probes)

@@ -13,6 +13,7 @@ from typing import Any
 from services.trainer.checkpoints import reporter
 from services.trainer.data import Corpus, Draw, Row
 from services.trainer.job import Job, JobFolder
+from services.trainer.validation import Watched, watcher
 from understudy.errors import Invalid, disk_full
 from understudy.records import Probe
 
@@ -66,16 +67,18 @@ def make_trainer(
     tokenizer: Any,
     corpora: Mapping[str, Corpus],
     order: Sequence[Draw],
+    rows: Watched | None,
     device: str,
 ) -> Any:
-    """TRL's SFTTrainer with a LoRA on `model`; it sees the examples exactly in `order`."""
+    """TRL's SFTTrainer with a LoRA on `model`; it sees the examples exactly in `order`, and is watched on `rows`."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     settings = job.training
-    rows = [row for corpus in corpora.values() for row in corpus.rows]
+    keep_best = settings.keep == "best"
+    examples = [row for corpus in corpora.values() for row in corpus.rows]
     starts = dict(zip(corpora, accumulate((len(corpus.rows) for corpus in corpora.values()), initial=0), strict=False))
     lengths = [len(corpora[draw.dataset].rows[draw.row].ids) for draw in order]
     step_tokens = [sum(lengths[i : i + settings.batch_size]) for i in range(0, len(order), settings.batch_size)]
@@ -117,7 +120,7 @@ def make_trainer(
             dataset_kwargs={"skip_prepare_dataset": True},
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
-            save_total_limit=2,
+            save_total_limit=3 if keep_best else 2,  # the newest may not be sealed yet
             logging_steps=1,
             logging_nan_inf_filter=False,
             dataloader_pin_memory=device == "cuda",
@@ -125,18 +128,28 @@ def make_trainer(
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_dict(
-            {"input_ids": [list(row.ids) for row in rows], "labels": [row.labels for row in rows]}
+            {"input_ids": [list(row.ids) for row in examples], "labels": [row.labels for row in examples]}
         ),
         processing_class=tokenizer,
         peft_config=lora,
         callbacks=[reporter(folder.progress, step_tokens)],
     )
+    if rows:
+        trainer.add_callback(watcher(trainer, rows, keep_best=keep_best))
     for parameter in trainer.model.parameters():
         if (
             parameter.requires_grad
         ):  # TRL makes a LoRA on a quantised base bfloat16, where small updates round to nothing
             parameter.data = parameter.data.to(torch.float32)
     return trainer
+
+
+def take_back(model: Any, checkpoint: Path) -> None:
+    """Give the adapter the weights that it had at `checkpoint`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
 
 
 def _check_targets(model: Any, targets: tuple[str, ...] | str) -> None:
