@@ -7,6 +7,8 @@ from services.inference.fleet import Fleet
 from services.inference.gateway import Gateway
 from services.inference.handlers import Inference
 from services.inference.keeper import Keeper
+from services.inference.local import Local
+from services.inference.remote import Remote
 from services.inference.settings import InferenceSettings
 from understudy.bases import resolve
 from understudy.service.doors import passed_on
@@ -16,7 +18,8 @@ from understudy.service.host import Kernel, Service
 def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     """The service as `host.serve` runs it."""
     caught_up = kernel.reader.caught_up.is_set
-    fleet = Fleet(settings, kernel.models, caught_up, kernel.store)
+    engine = Remote if settings.engine_url else Local
+    fleet = Fleet(settings, kernel.models, caught_up, kernel.store, engine)
     keeper = Keeper(fleet, kernel.runs, kernel.plans, caught_up, most=settings.warm_engines)
     kernel.reader.add(keeper)
     urls = {"datagen": settings.datagen_url, "trainer": settings.trainer_url, "evaluator": settings.evaluator_url}

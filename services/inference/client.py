@@ -1,6 +1,6 @@
-"""An engine's own HTTP API: the few calls that serving, gating and looking after its adapters take.
+"""An engine's own HTTP API: the few calls that gating, serving and retiring take.
 
-Does not decide which adapters an engine shall have (`adapters.py`), nor whether one is good (`gate.py`).
+Does not decide which adapters an engine shall have (`folder.py`), nor whether one is good (`gate.py`).
 """
 
 from __future__ import annotations
@@ -42,13 +42,21 @@ class EngineClient:
         """Names of the base and of all loaded adapters."""
         return frozenset(card["id"] for card in self._call("GET", "/v1/models").json()["data"])
 
-    def load(self, name: str, folder: Path) -> None:
-        """Load an adapter; having it already is success."""
+    def answers(self, adapter: str, folder: Path) -> None:
+        """Have the engine take up `adapter` from its folder and answer with it; raises `Invalid`, with its reason, when it cannot.
+
+        `folder` is where the adapter lies. Of one that does not load the engine says why only when it is told to load it.
+        """
         try:
-            self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+            self._call("POST", "/v1/completions", {"model": adapter, "prompt": "ready", "max_tokens": 1})
         except Invalid:
-            if name not in self.models():
-                raise
+            self._call("POST", "/v1/load_lora_adapter", {"lora_name": adapter, "lora_path": str(folder)})
+            self.unload(adapter)
+            raise Invalid(
+                f"The engine does not find the adapter {folder} by itself",
+                "Start it with VLLM_PLUGINS=lora_filesystem_resolver, that folder's parent as VLLM_LORA_RESOLVER_CACHE_DIR and"
+                " the base's name as --model; `python -m services.inference.launch` does.",
+            ) from None
 
     def unload(self, name: str) -> None:
         """Forget an adapter; not having it is success."""

@@ -1,9 +1,10 @@
 """All engines: which model is on which, started when somebody wants one of its models.
 
 The one object that gateway, handlers and API share. What is served is read from the log (`folds/served.py`), so that a
-restart on an empty disk serves the same models. An engine that comes up stays; one that does not is let go when nobody
-needs it, and started anew for whoever does. `route` and `want` are for the event loop: look-ups, however many models
-there are. What takes longer, they leave to `settle`, which the keeper's thread calls (`keeper.py`). Does not talk HTTP.
+restart on an empty disk serves the same models: an adapter is put into the engines' folder (`folder.py`) when it is first
+asked for, and only names that were put there are let through to an engine. An engine that comes up stays; one that does not
+is let go when nobody needs it, and started anew for whoever does. `route` and `want` are for the event loop: look-ups,
+however many models there are. What takes longer, they leave to `settle`, which the keeper's thread calls (`keeper.py`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from services.inference.engine import Engine
+from services.inference.folder import Folder
 from services.inference.settings import InferenceSettings
-from services.inference.shelf import Shelf
 from understudy.bases import Base, as_planned, resolve
 from understudy.belt.folds.served import Models
 from understudy.errors import Invalid, NotFound, Transient, UnderstudyError
@@ -29,7 +31,7 @@ from understudy.terms import Artifact
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN, TIDY = 3.0, 60.0
-"""Seconds between two looks at the folder of bundled bases, and at the shelf."""
+"""Seconds between two looks at the folder of bundled bases, and at that of adapters."""
 RECENT = 60.0
 """Seconds for which a failing engine that was asked for is tried on, and says why it fails."""
 
@@ -55,7 +57,9 @@ class EngineState:
     seconds: float
     """Since its present start."""
     models: int
+    """Those that were asked for, or gated, since we know it: base and adapters."""
     reason: str | None
+    """Why its last start came to nothing."""
 
 
 class Fleet:
@@ -67,16 +71,16 @@ class Fleet:
         models: Models,
         caught_up: Callable[[], bool],
         store: ArtifactStore,
-        engine: Callable[..., Engine] = Engine,
+        engine: Callable[[Base, InferenceSettings], Engine],
     ) -> None:
         self._settings, self._models, self._caught_up, self._engine = settings, models, caught_up, engine
-        self.shelf = Shelf(settings.data.resolve() / "served", store)
+        self.folder = Folder(settings.adapters(), store)
         self.wake = threading.Event()
         """Set when `settle` has something to do."""
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._of_model: dict[str, Engine] = {}
-        """Models whose engine is known: bases, adapters that passed the gate, and those that were asked for since."""
+        """Models whose engine is known: bases, and adapters that lie in the folder, gated or asked for since the start."""
         self._kept: set[str] = set()
         """Bases whose engines are never let go."""
         self._asked: set[str] = set()
@@ -92,7 +96,7 @@ class Fleet:
     def route(self, model: str) -> str | None:
         """URL of the engine that serves `model` now, else None. On the path of every request: two look-ups."""
         engine = self._of_model.get(model)
-        return engine.url if engine is not None and model in engine.adapters.serving else None
+        return engine.url if engine is not None else None
 
     def want(self, model: str) -> str | None:
         """Bring `model` up if it is known; why its engine does not come up, if that is so.
@@ -102,10 +106,6 @@ class Fleet:
         engine = self._of_model.get(model)
         if engine is not None:
             engine.asked = time.monotonic()
-            if left_out := engine.adapters.left_out.get(model):
-                raise Invalid(left_out.reason)
-            if engine.url and model not in engine.adapters.serving:
-                engine.wake()
             return engine.failure
         if self._caught_up() and model not in self._bundled and self._models.get(model) is None:
             raise NotFound(f"The model `{model}` does not exist. GET /v1/models lists those that do.")
@@ -129,9 +129,7 @@ class Fleet:
                 raise Transient("The service is ending")
             engine = self._engines.get(base.name)
             if engine is None:
-                engine = self._engine(
-                    base, self._settings, lambda: self._wanted(base.name), self._models.gone, self.shelf.put
-                )
+                engine = self._engine(base, self._settings)
                 served = [each.message.rank for each in self._models.all() if each.message.parent == base.name]
                 engine.require(max([rank, *served]))
                 engine.start()
@@ -164,12 +162,9 @@ class Fleet:
         for model, engine in list(self._of_model.items()):
             if model != engine.base.name and self._models.gone(model):
                 del self._of_model[model]
-        for engine in list(self._engines.values()):
-            if any(map(self._models.gone, engine.adapters.serving - {engine.base.name})):
-                engine.wake()
         if self._caught_up() and time.monotonic() - self._tidied > TIDY:
             self._tidied = time.monotonic()
-            self.shelf.tidy({each.message.adapter.sha256 for each in self._models.all() if each.message.adapter})
+            self.folder.retire({each.message.model for each in self._models.all()}, self._unload)
 
     def let_go(self, needed: Container[str]) -> None:
         """End every failing engine whose base is not `needed`, and which nobody asked for lately.
@@ -212,13 +207,14 @@ class Fleet:
 
     def states(self) -> list[EngineState]:
         """How every engine is doing."""
+        on = Counter(engine.base.name for engine in list(self._of_model.values()))
         return [
             EngineState(
                 base=engine.base.name,
                 state="ready" if engine.url else "failing" if engine.failure else "starting",
                 seconds=round(time.monotonic() - engine.since, 1),
-                models=len(engine.adapters.serving),
-                reason=engine.failure,
+                models=on[engine.base.name],
+                reason=engine.failure or engine.trouble,
             )
             for engine in list(self._engines.values())
         ]
@@ -240,6 +236,8 @@ class Fleet:
         served = self._models.get(model)
         try:
             if served:
+                if served.message.adapter:
+                    self.folder.put(model, served.message.adapter)
                 engine = self.ensure(resolve(served.message.base, self._settings.models), served.message.rank)
             elif model in self._bundled:
                 engine = self.ensure(resolve(model, self._settings.models), 1)
@@ -250,13 +248,13 @@ class Fleet:
         else:
             self._refused.pop(model, None)
             self.admit(model, engine)
-            engine.wake()
 
-    def _wanted(self, base: str) -> dict[str, Artifact]:
-        """What the engine of `base` shall have: of all that is served on it only what anybody asked for since the start."""
-        names = [name for name, engine in list(self._of_model.items()) if engine.base.name == base]
-        served = [found.message for name in names if (found := self._models.get(name))]
-        return {message.model: message.adapter for message in served if message.adapter}
+    def _unload(self, model: str) -> None:
+        """Have every engine that is up forget `model`. Raises `Transient`."""
+        for engine in list(self._engines.values()):
+            if engine.url:
+                with engine.client() as client:
+                    client.unload(model)
 
     def _look_at_bundled(self) -> None:
         self._looked = time.monotonic()

@@ -1,7 +1,8 @@
 """What inference does with a message: bring one base or adapter to the endpoint.
 
-Each message waits in a worker of its own, so an engine that does not come up holds up only what needs it. Nothing here is
-stored: a redelivered message finds the adapter loaded, passes the gate again and gives the same answer.
+Each message waits in a worker of its own, so an engine that does not come up holds up only what needs it. An adapter is
+tried under a name that nobody else knows, and gets its own when it has passed. A redelivered message passes the gate again
+and gives the same answer.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from services.inference import gate
-from services.inference.adapters import model_name
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
+from services.inference.folder import model_name
 from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
 from understudy.belt.delivery import Lane
 from understudy.errors import Invalid
 from understudy.interrupt import check
 from understudy.plan import Item, Plan
 from understudy.store.plans import Plans
+from understudy.terms import Gate
 
 WIDTH = 24
 """Messages in hand at once, as many as the topic has partitions: nearly all of them wait, and for different engines."""
@@ -39,7 +41,7 @@ class Inference:
     fleet: Fleet
     plans: Plans
     tolerance: float
-    """Of the gate, in nats."""
+    """Of the gate."""
 
     def lane(self) -> Lane:
         return Lane("inference", {ServingRequested: self.serve}, width=WIDTH)
@@ -57,19 +59,38 @@ class Inference:
         else:
             name = model_name(base, plan.name, item.name, request.adapter)
             yield _progress(request, "loading")
-            folder = self.fleet.shelf.put(request.adapter)
+            attempt = self.fleet.folder.attempt(request.adapter)
             yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
             try:
-                with engine.client() as client, engine.adapters.trying(client, name, request.adapter, folder):
-                    yield _progress(request, "checking against training")
-                    gate.check(client, base, name, folder, tolerance=self.tolerance, max_len=engine.max_len)
-                    yield from _answers(request, plan, item, name, parent=base)
+                yield _progress(request, "checking against training")
+                measured = self._gate(engine, attempt, name)
             finally:
                 engine.turn.release()
+            yield from _answers(request, plan, item, name, parent=base, measured=measured)
         self.fleet.admit(name, engine)  # last, when nobody can close us any more: what is cancelled never gets there
 
+    def _gate(self, engine: Engine, attempt: str, name: str) -> Gate:
+        """What the gate measured of an adapter, which answers under its name now. Raises `Invalid` when it must not."""
+        folder = self.fleet.folder
+        with engine.client() as client:
+            client.answers(attempt, folder.path(attempt))
+            measured = gate.check(
+                client,
+                engine.base.name,
+                attempt,
+                folder.path(attempt),
+                tolerance=self.tolerance,
+                max_len=engine.max_len,
+            )
+            client.unload(attempt)
+            folder.settle(attempt, name)
+            client.answers(name, folder.path(name))
+        return measured
 
-def _answers(request: ServingRequested, plan: Plan, item: Item, model: str, parent: str | None) -> Iterator[Message]:
+
+def _answers(
+    request: ServingRequested, plan: Plan, item: Item, model: str, parent: str | None, measured: Gate | None = None
+) -> Iterator[Message]:
     """That the model is there, and what comes next."""
     yield ModelServed.answering(
         request,
@@ -78,12 +99,13 @@ def _answers(request: ServingRequested, plan: Plan, item: Item, model: str, pare
         parent=parent,
         rank=item.training.lora.r if item.training else 1,
         adapter=request.adapter,
+        gate=measured,
     )
     if item.ends_at == "served":
         yield ItemServed.answering(request, model=model)
     else:
         needs = item.needs.get("evaluator", ())
-        yield ScoringRequested.following(request, model=model, adapter=request.adapter, needs=needs)
+        yield ScoringRequested.following(request, model=model, adapter=request.adapter, gate=measured, needs=needs)
 
 
 def _until(ready: Callable[[float], bool], engine: Engine, request: ServingRequested, step: str) -> Iterator[Progress]:
@@ -95,7 +117,8 @@ def _until(ready: Callable[[float], bool], engine: Engine, request: ServingReque
             raise Invalid(engine.failure, REMEDY)
         if time.monotonic() - said >= SAY_AGAIN:
             said = time.monotonic()
-            yield _progress(request, step, elapsed_seconds=round(said - started, 1))
+            doing = f"{step} again: {engine.trouble}" if engine.trouble else step
+            yield _progress(request, doing, elapsed_seconds=round(said - started, 1))
 
 
 def _turn_on(engine: Engine) -> Callable[[float], bool]:

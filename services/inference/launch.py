@@ -1,4 +1,8 @@
-"""How vLLM is started: its command line, environment and log. Restarts nothing (`engine.py`).
+"""How vLLM is started: its command line, environment, working directory and log. Restarts nothing (`local.py`).
+
+An engine fetches its adapters from a folder by itself (`folder.py`), those that say they belong to what it has as `--model`. The
+trainer writes the base's name there, as on any other machine it would; so a base in a folder is started by its name, with
+the folder that holds it as working directory.
 
 `python -m services.inference.launch` becomes the engine of UNDERSTUDY_BASE: what a container does that holds an engine alone.
 """
@@ -68,30 +72,23 @@ class Process(Protocol):
         """End it with all that it started."""
 
 
-class Elsewhere:
-    """The `Process` of an engine that is not ours: nothing to start or to end."""
-
-    def poll(self) -> int | None:
-        return None
-
-    def stop(self) -> None:
-        return
-
-
 def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Process:
     """Start vLLM for `base` on `port`, ready for adapters of `rank`."""
-    if settings.engine_url:
-        return Elsewhere()
     path = log_file(settings, base)
     rotate(path)
-    return Child(command(base, settings, port, rank), log=path, env=environment(base, settings))
+    line, env = command(base, settings, port, rank), environment(base, settings)
+    return Child(line, log=path, env=env, cwd=working_directory(base))
 
 
 def become(settings: InferenceSettings) -> NoReturn:
-    """Put the engine of `settings.base` in the place of this process. Raises `Invalid` when there is no such base."""
+    """Put the engine of `settings.base` in the place of this process. Raises `Invalid` when there is no such base, or no folder
+    for adapters."""
     if not settings.base:
         raise Invalid("UNDERSTUDY_BASE is not set", "Name the base model that this engine serves.")
     base = resolve(settings.base, settings.models)
+    if not settings.adapters().is_dir():
+        raise Invalid(f"There is no folder {settings.adapters()}", "Mount there what inference writes adapters to.")
+    os.chdir(working_directory(base) or ".")
     line = command(base, settings, settings.port, covering_rank(settings.max_lora_rank), host=settings.host)
     os.execve(line[0], line, {**os.environ, **environment(base, settings)})
 
@@ -104,7 +101,8 @@ def environment(base: Base, settings: InferenceSettings) -> dict[str, str]:
         "OMP_NUM_THREADS": str(settings.engine_threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_PLUGINS": "",
+        "VLLM_PLUGINS": "lora_filesystem_resolver",
+        "VLLM_LORA_RESOLVER_CACHE_DIR": str(settings.adapters()),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
@@ -123,7 +121,7 @@ def command(base: Base, settings: InferenceSettings, port: int, rank: int, host:
     on_cpu = settings.engine_device == "cpu"
     start = ["-c", LAUNCH] if on_cpu else ["-m", "vllm.entrypoints.openai.api_server"]
     line = [sys.executable, "-P", *start, "--host", host, "--port", str(port)]
-    line += ["--model", base.path, "--served-model-name", base.name, "--seed", "0"]
+    line += ["--model", base.name, "--served-model-name", base.name, "--seed", "0"]
     line += ["--dtype", settings.engine_dtype, "--max-model-len", str(model_len(base, settings))]
     line += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "4", "--max-cpu-loras", "16"]
     line += ["--lora-target-modules", *TARGETS.split()]
@@ -134,6 +132,11 @@ def command(base: Base, settings: InferenceSettings, port: int, rank: int, host:
     if base.template:
         line += ["--chat-template", str(base.template)]
     return line
+
+
+def working_directory(base: Base) -> Path | None:
+    """Where the base's name is its path; None for one of the hub, whose name is its id."""
+    return Path(base.path).parent if base.revision is None else None
 
 
 def model_len(base: Base, settings: InferenceSettings) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class InferenceSettings(Settings):
     warm_engines: int = Field(default=4, ge=0)
     """Engines that are started before the first item of a run needs one; more than these start only when asked for."""
     engine_url: HttpUrl = ""
-    """An engine that runs elsewhere and sees the same data folder. Empty: engines are our children."""
+    """An engine that runs elsewhere and sees the same folder of adapters. Empty: engines are our children."""
     engine_device: Literal["cpu", "cuda"] = "cpu"
     """What engines compute on."""
     engine_threads: int = Field(default_factory=lambda: max(1, min(16, machine.cores() // 2)), ge=1, le=256)
@@ -48,6 +49,10 @@ class InferenceSettings(Settings):
     """Of an engine on a CPU."""
     gpu_memory: float = Field(default=0.45, gt=0, le=1)
     """Share of a GPU's memory that an engine takes for itself: the trainer may want the rest of the same one."""
-    gate_tolerance: float = Field(default=0.05, gt=0)
-    """Nats that engine and trainer may differ by in a token's log-probability, on average over an adapter's probes.
-    See `gate.py` for what was measured."""
+    gate_tolerance: float = Field(default=0.1, gt=0, lt=0.3)
+    """How far the adapter's effect in the engine may be from its effect in training, relative to that. See `gate.py` for what
+    was measured: half of an adapter is off by 0.32 or more."""
+
+    def adapters(self) -> Path:
+        """The folder that engines read adapters from."""
+        return self.data.resolve() / "served"

@@ -1,8 +1,8 @@
-"""An engine's HTTP API without a model: `python stub_engine.py PORT BASE`. Forgets its adapters when it restarts, as vLLM does.
+"""An engine's HTTP API without a model: `python stub_engine.py PORT BASE FOLDER`. Takes up an adapter from FOLDER when it is asked
+for it, and ends when it is asked for one that it took up and whose folder is gone, as vLLM does once it has to read it again.
 
 An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely, and takes the
-seconds in a file `slow` for it. Asked for an adapter whose folder is gone it ends, as vLLM does once it has to read it
-again. GET /most tells how many measurements it had at once.
+seconds in a file `slow` for it. GET /most tells how many measurements it had at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     base = "tiny"
+    folder = Path()
     adapters: dict[str, str] = {}  # noqa: RUF012
     lock = Lock()
     busy = most = 0
@@ -36,16 +37,23 @@ class Handler(BaseHTTPRequestHandler):
         name = body.get("lora_name", "")
         if self.path == "/v1/load_lora_adapter":
             if (Path(body["lora_path"]) / "bad").exists():
-                return self.answer(500, {"error": {"message": "cannot be loaded"}})
+                return self.answer(500, {"error": {"message": "cannot be loaded: rank 32 is too much"}})
             if name in self.adapters:
                 return self.answer(400, {"error": {"message": f"{name} has already been loaded"}})
             self.adapters[name] = body["lora_path"]
             return self.answer(200, {})
         if self.path == "/v1/unload_lora_adapter":
             return self.answer(200 if self.adapters.pop(name, None) else 404, {"error": {"message": "not found"}})
-        if body["model"] not in (self.base, *self.adapters):
-            return self.answer(404, {"error": {"message": "no such model"}})
-        folder = Path(self.adapters.get(body["model"], "."))
+        model = body["model"]
+        if model != self.base and model not in self.adapters:
+            if not (self.folder / model).is_dir():
+                return self.answer(404, {"error": {"message": f"The model {model} does not exist"}})
+            if (self.folder / model / "bad").exists():
+                return self.answer(
+                    400, {"error": {"message": f"LoRA adapter {model} was found but could not be loaded"}}
+                )
+            self.adapters[model] = str(self.folder / model)
+        folder = Path(self.adapters.get(model, "."))
         if not folder.is_dir():
             os._exit(1)
         with self.lock:
@@ -54,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(float((folder / "slow").read_text()) if (folder / "slow").exists() else 0.02)
         with self.lock:
             Handler.busy -= 1
-        logprob = -1.0 if body["model"] == self.base else -2.0
+        logprob = -1.0 if model == self.base else -2.0
         choices = [
             {"index": i, "prompt_logprobs": [None, *({"7": {"logprob": logprob}} for _ in prompt[1:])]}
             for i, prompt in enumerate(body["prompt"])
@@ -73,5 +81,5 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    Handler.base = sys.argv[2]
+    Handler.base, Handler.folder = sys.argv[2], Path(sys.argv[3])
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -16,8 +16,6 @@ from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid, Transient
 from understudy.interrupt import Interrupted, interruptible
 from understudy.service.child import Child
-from understudy.store.artifacts import FsspecArtifactStore
-from understudy.terms import Artifact
 
 
 @pytest.fixture
@@ -32,20 +30,36 @@ def engine(
     process.stop()
 
 
-def test_loading_twice_and_unloading_twice_succeed(engine: EngineClient, tmp_path: Path) -> None:
-    for _ in range(2):
-        engine.load("ft:one", tmp_path)
+def test_an_adapter_is_taken_up_from_its_folder_and_forgotten(
+    engine: EngineClient, settings: InferenceSettings
+) -> None:
+    folder = settings.adapters() / "ft:one"
+    folder.mkdir(parents=True)
+    engine.answers("ft:one", folder)
     assert engine.models() == {"tiny", "ft:one"}
     for _ in range(2):
         engine.unload("ft:one")
     assert engine.models() == {"tiny"}
 
 
-def test_a_refusal_is_invalid_and_silence_is_transient(engine: EngineClient, tmp_path: Path) -> None:
-    (tmp_path / "bad").touch()
-    with pytest.raises(Invalid, match="cannot be loaded"):
-        engine.load("ft:bad", tmp_path)
-    with pytest.raises(Invalid, match="no such model"):
+def test_one_that_cannot_be_loaded_says_why_and_one_that_is_not_found_what_to_do(
+    engine: EngineClient, settings: InferenceSettings, tmp_path: Path
+) -> None:
+    """Of what it finds by itself and cannot load, vLLM says no more than that."""
+    bad = settings.adapters() / "ft:bad"
+    bad.mkdir(parents=True)
+    (bad / "bad").touch()
+    with pytest.raises(Invalid, match="cannot be loaded: rank 32 is too much"):
+        engine.answers("ft:bad", bad)
+    elsewhere = tmp_path / "elsewhere" / "ft:one"
+    elsewhere.mkdir(parents=True)
+    with pytest.raises(Invalid, match=r"does not find the adapter .* VLLM_LORA_RESOLVER_CACHE_DIR"):
+        engine.answers("ft:one", elsewhere)
+    assert engine.models() == {"tiny"}
+
+
+def test_a_refusal_is_invalid_and_silence_is_transient(engine: EngineClient) -> None:
+    with pytest.raises(Invalid, match="does not exist"):
         engine.prompt_logprobs("missing", [[1, 2]])
     (port,) = free_ports(1)
     with EngineClient(f"http://127.0.0.1:{port}") as nobody, pytest.raises(Transient):
@@ -56,10 +70,9 @@ def test_logprobs_come_in_the_order_of_the_prompts(engine: EngineClient) -> None
     assert engine.prompt_logprobs("tiny", [[1, 2], [1, 2, 3, 4]]) == [[-1.0], [-1.0, -1.0, -1.0]]
 
 
-def test_an_interruption_does_not_wait_for_the_engine(
-    engine: EngineClient, put: Callable[..., Artifact], store: FsspecArtifactStore
-) -> None:
-    engine.load("ft:slow", store.fetch(put("slow", slow="30")))
+def test_an_interruption_does_not_wait_for_the_engine(engine: EngineClient, settings: InferenceSettings) -> None:
+    (settings.adapters() / "ft:slow").mkdir(parents=True)
+    (settings.adapters() / "ft:slow" / "slow").write_text("30")
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     started = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from services.inference import fleet as module
 from services.inference.fleet import Fleet
+from services.inference.folder import GRACE
 from services.inference.keeper import Keeper
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
@@ -39,8 +42,7 @@ def test_a_served_model_is_brought_up_when_it_is_wanted(
     assert fleet.want("ft:one") is None
     eventually(lambda: fleet.route("ft:one"))
     assert fleet.route("tiny") == fleet.route("ft:one")
-    engine = fleet.ensure(base, 8)
-    assert engine.adapters.serving == {"tiny", "ft:one"}, "one that nobody asks for costs nothing"
+    assert not fleet.folder.path("ft:two").exists(), "one that nobody asks for costs nothing"
     assert fleet.want("ft:two") is None
     eventually(lambda: fleet.route("ft:two"))
 
@@ -103,18 +105,41 @@ def test_a_model_whose_base_is_gone_says_so_and_is_listed_all_the_same(
 
 
 @pytest.mark.usefixtures("keeper")
-def test_an_adapter_that_cannot_be_loaded_says_why(
-    fleet: Fleet, served: Served, put: Put, eventually: Eventually
+def test_an_adapter_whose_bytes_are_gone_says_so(
+    fleet: Fleet, served: Served, put: Put, store: FsspecArtifactStore, eventually: Eventually
 ) -> None:
-    served("ft:bad", put("bad-one", bad=""))
+    served("ft:one", put("one"))
+    store.delete("adapters/one")
 
     def why() -> str | None:
         try:
-            return fleet.want("ft:bad")
+            return fleet.want("ft:one")
         except Invalid as error:
             return str(error)
 
-    eventually(lambda: why() and "cannot be loaded" in str(why()))
+    eventually(lambda: why() and "is not in the store" in str(why()))
+
+
+@pytest.mark.usefixtures("keeper")
+@pytest.mark.parametrize("name", ["../outside", "ft:../../outside", "..", ""])
+def test_no_name_makes_an_engine_read_outside_its_folder(
+    fleet: Fleet, served: Served, put: Put, tmp_path: Path, eventually: Eventually, name: str
+) -> None:
+    """vLLM joins whatever it is asked for to the folder. So only what is known gets there, and of that only what is a name."""
+    (tmp_path / "outside").mkdir()
+    with pytest.raises(NotFound):
+        fleet.want(name)
+    served(name, put("one"))  # as a log that somebody else wrote might say
+
+    def refused() -> bool:
+        try:
+            fleet.want(name)
+        except Invalid as error:
+            return "cannot be the name of a model" in str(error)
+        return False
+
+    eventually(refused)
+    assert fleet.route(name) is None
 
 
 @pytest.mark.usefixtures("keeper")
@@ -127,6 +152,7 @@ def test_models_of_deleted_runs_disappear_and_the_engine_outlives_them(
     store: FsspecArtifactStore,
     processes: list[Child],
     eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """vLLM ends with all its models when it has to read an adapter again whose folder is gone."""
     served("ft:one", put("one"))
@@ -138,16 +164,25 @@ def test_models_of_deleted_runs_disappear_and_the_engine_outlives_them(
     log.say(RunDeleted(run="r"))
     store.delete("adapters/one")  # as who deletes a run does at once
     with engine.client() as client:
-        try:
-            client.prompt_logprobs("ft:one", [[1, 2]])  # a request that was on its way
-        except Invalid:
-            pass
-    eventually(lambda: engine.adapters.serving == {"tiny", "ft:two"})
-    assert fleet.route("ft:one") is None
+        for name in ("ft:one", "ft:two"):
+            client.prompt_logprobs(name, [[1, 2]])  # a request that was on its way
+    eventually(lambda: fleet.route("ft:one") is None)
     with pytest.raises(NotFound):
         fleet.want("ft:one")
     assert [model.name for model in fleet.models()] == ["tiny", "ft:two"]
     assert fleet.route("ft:two")
+    for path in ("ft:one", "ft:two"):
+        os.utime(fleet.folder.path(path), (0, 0))
+    monkeypatch.setattr(module, "TIDY", 0.0)
+    eventually(lambda: engine.client().models() == {"tiny", "ft:two"})
+    assert fleet.folder.path("ft:one").exists(), "unloaded first"
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + GRACE)
+    eventually(lambda: not fleet.folder.path("ft:one").exists())
+    with engine.client() as client:
+        assert client.prompt_logprobs("ft:two", [[1, 2]]) == [[-2.0]]
+        with pytest.raises(Invalid):
+            client.prompt_logprobs("ft:one", [[1, 2]])
     assert processes[0].poll() is None
     assert len(processes) == 1
 

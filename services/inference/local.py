@@ -1,0 +1,134 @@
+"""An engine that is our child: started, waited for, and started again whenever it dies or must be able to do more.
+
+What it died of decides how long it is tried before what waits for it fails: of its own doing, with the same last words each
+time (weights that cannot be read, a model that vLLM lacks), for a minute; killed from outside, which may be chance, an
+operator or the kernel short of memory, for five. It is tried on after that, with longer pauses, until it is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from services.inference.client import EngineClient
+from services.inference.engine import POLL, Engine
+from services.inference.launch import Process, log_file, spawn
+from services.inference.settings import InferenceSettings
+from understudy.bases import Base
+from understudy.embedded.ports import free_ports
+from understudy.errors import UnderstudyError
+from understudy.interrupt import Interrupted
+from understudy.service.log import last_words
+
+log = logging.getLogger(__name__)
+
+PATIENCE, WHEN_KILLED = 60.0, 5
+"""Seconds of nothing but deaths of one cause that make a failure, and so many times of that when it was killed."""
+SERVED = 30.0
+"""Seconds of service after which an engine was well, and deaths are counted anew."""
+KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d+")
+"""How vLLM's server says that another of its processes was killed."""
+LONGEST_PAUSE = 30.0
+
+
+class Deaths:
+    """Deaths in a row, by cause."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._seen: defaultdict[str, list[float]] = defaultdict(list)
+        """Cause -> when the first life began that ended of it, and when each of these ended."""
+
+    def add(self, began: float, ended: float, served: float, code: int | None, words: str) -> tuple[bool, int]:
+        """One more, all times in seconds: whether they make a failure, and how many there were of its own doing.
+
+        `code` is what it exited with, None when it was ended because it took too long.
+        """
+        if served > SERVED:
+            self._seen.clear()
+            began = ended
+        killed = (code is not None and code < 0) or bool(KILLED.search(words))
+        # Numbers are times, process ids and addresses.
+        seen = self._seen["killed" if killed else f"{code} {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', words)}"]
+        seen += [ended] if seen else [began, ended]
+        patience = self._patience * (WHEN_KILLED if killed else 1)
+        return len(seen) > 2 and ended - seen[0] > patience, 0 if killed else len(seen) - 1
+
+
+class Local(Engine):
+    """A vLLM server that we start."""
+
+    def __init__(
+        self,
+        base: Base,
+        settings: InferenceSettings,
+        launch: Callable[[Base, InferenceSettings, int, int], Process] = spawn,
+        pause: float = 0.5,
+        patience: float = PATIENCE,
+    ) -> None:
+        super().__init__(base, settings)
+        self._launch, self._pause, self._deaths = launch, pause, Deaths(patience)
+
+    def tend(self) -> None:
+        while not self.stopping.is_set():
+            self.since, rank = time.monotonic(), self.rank
+            code, why, served = self._live(rank)
+            if self.stopping.is_set() or self.rank > rank:
+                continue
+            log.error("engine %s: %s", self.base.name, why)
+            hopeless, own = self._deaths.add(self.since, time.monotonic(), served, code, why)
+            self.trouble = why
+            if hopeless:
+                self.failure = why
+            self.stopping.wait(min(LONGEST_PAUSE, self._pause * 2 ** min(max(0, own - 1), 10)))
+
+    def _live(self, rank: int) -> tuple[int | None, str, float]:
+        """One life: its exit code, why it ended, and for how many seconds it served."""
+        process: Process | None = None
+        code, served_from = None, 0.0
+        try:
+            (port,) = free_ports(1)
+            process = self._launch(self.base, self.settings, port, rank)
+            url = f"http://127.0.0.1:{port}"
+            with EngineClient(url) as client:
+                why = self._until_healthy(client, url, process)
+            if why is None:
+                self.up(url)
+                served_from = time.monotonic()
+                while process.poll() is None and self.rank <= rank and not self.stopping.wait(POLL):
+                    pass
+                why = f"The engine of `{self.base.name}` ended. {self._last_words()}"
+            code = process.poll()
+        except Interrupted:
+            why = "stopped"
+        except Exception as error:
+            if not isinstance(error, UnderstudyError):
+                log.exception("engine %s", self.base.name)
+            why, code = str(error), process.poll() if process else None
+        finally:
+            self.down()
+            if process:
+                process.stop()
+        return code, why, time.monotonic() - served_from if served_from else 0.0
+
+    def _until_healthy(self, client: EngineClient, url: str, process: Process) -> str | None:
+        """Wait for its first sign of life; why it gave none, else None."""
+        while not self.stopping.wait(POLL):
+            if process.poll() is not None:
+                return f"The engine of `{self.base.name}` ended while it started. {self._last_words()}"
+            if client.healthy():
+                return self.greet(client, url)
+            if time.monotonic() - self.since > self.settings.engine_timeout:
+                return (
+                    f"The engine of `{self.base.name}` was not healthy after {self.settings.engine_timeout:.0f} s."
+                    f" {self._last_words()}"
+                )
+        return "stopped"
+
+    def _last_words(self) -> str:
+        path = log_file(self.settings, self.base)
+        said = last_words(path, lines=3, telling=("Error", "error:"))
+        return f"Its last words in {path}: {said}" if said else ""

@@ -1,0 +1,181 @@
+"""One engine of ours kept alive, against a stub that is a real process, and which of its deaths make a failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.inference.fleet import Fleet
+from services.inference.launch import log_file
+from services.inference.local import PATIENCE, Deaths, Local
+from services.inference.settings import InferenceSettings
+from understudy.bases import Base
+from understudy.belt.contracts import ModelServed
+from understudy.service.child import Child
+from understudy.terms import Artifact
+
+Eventually = Callable[..., None]
+Served = Callable[..., ModelServed]
+Put = Callable[..., Artifact]
+OWN = "Its last words: SafetensorError: incomplete metadata"
+CORE_KILLED = "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': -9}"
+
+
+def kill(process: Child) -> None:
+    """Kill the command under the keeper, as the kernel would when memory runs out."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("keeper")
+def test_a_killed_engine_comes_back_and_needs_nothing(
+    fleet: Fleet, base: Base, served: Served, processes: list[Child], put: Put, eventually: Eventually
+) -> None:
+    engine = fleet.ensure(base, 8)
+    served("ft:one", put("one"))
+    fleet.want("ft:one")
+    eventually(lambda: fleet.route("ft:one"))
+    kill(processes[0])
+    eventually(lambda: len(processes) == 2)
+    assert engine.wait_ready(10)
+    assert engine.failure is None
+    assert fleet.route("ft:one") == engine.url
+    with engine.client() as client:
+        assert client.prompt_logprobs("ft:one", [[1, 2]]) == [[-2.0]]
+
+
+def test_a_dead_engine_is_not_routed_to(
+    fleet: Fleet, base: Base, processes: list[Child], eventually: Eventually
+) -> None:
+    engine = fleet.ensure(base, 8)
+    assert engine.wait_ready(10)
+    assert fleet.route("tiny") == engine.url
+    kill(processes[0])
+    eventually(lambda: fleet.route("tiny") is None)
+
+
+def test_an_engine_that_keeps_dying_by_itself_says_why_and_is_tried_on(
+    settings: InferenceSettings, make_base: Callable[..., Base], launch: Callable[..., Child], eventually: Eventually
+) -> None:
+    base = make_base("broken")
+    seen: list[tuple[str | None, str | None]] = []
+
+    def launched(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
+        seen.append((engine.trouble, engine.failure))
+        return launch(base, settings, port, rank)
+
+    engine = Local(base, settings, launch=launched, pause=0.01, patience=0.5)
+    engine.start()
+    try:
+        eventually(lambda: engine.failure)
+        assert seen[0] == (None, None)
+        assert seen[1][1] is None, "the first may have been bad luck"
+        assert "SafetensorError" in str(seen[1][0]), "but it is told"
+        assert engine.failure
+        assert "SafetensorError: incomplete metadata" in engine.failure
+        assert str(log_file(settings, base)) in engine.failure
+        tries = len(seen)
+        (Path(base.path) / "repaired").touch()
+        eventually(lambda: len(seen) > tries)
+        assert engine.wait_ready(20)
+        assert (engine.failure, engine.trouble) == (None, None)
+    finally:
+        engine.close()
+
+
+def test_an_engine_that_is_killed_while_it_starts_is_no_failure(
+    fleet: Fleet, base: Base, processes: list[Child], eventually: Eventually
+) -> None:
+    """As often as in a second, for longer than one that dies by itself is given."""
+    engine = fleet.ensure(base, 8)
+    until, killed = time.monotonic() + 1.5, 0
+    while time.monotonic() < until:
+        eventually(lambda count=killed: len(processes) > count)
+        try:
+            kill(processes[killed])
+        except (IndexError, FileNotFoundError, ProcessLookupError):  # not there yet, or gone
+            continue
+        killed += 1
+    assert killed > 5
+    assert engine.failure is None
+    assert engine.wait_ready(10)
+
+
+def died(deaths: Deaths, *at: float, code: int | None = 1, words: str = OWN, served: float = 0.0) -> list[bool]:
+    """Whether each of these deaths, at so many seconds, made a failure; every life was ten seconds long."""
+    return [deaths.add(now - 10, now, served, code, words)[0] for now in at]
+
+
+def test_one_that_dies_by_itself_fails_after_a_minute_of_the_same() -> None:
+    assert died(Deaths(PATIENCE), 10, 20, 30, 50, 71) == [False, False, False, False, True]
+    assert died(Deaths(PATIENCE), 100) == [False], "one death is none"
+    deaths = Deaths(PATIENCE)
+    words = [f"port {n} pid={n * 7} at 0x7f{n}: cannot be read" for n in range(5)]
+    assert [died(deaths, 20.0 * n, words=each)[0] for n, each in enumerate(words)][-1], "numbers are no other cause"
+    deaths = Deaths(PATIENCE)
+    assert not any(died(deaths, 20.0 * n, words=each)[0] for n, each in enumerate("abcdefgh")), "each of another cause"
+
+
+@pytest.mark.parametrize(("code", "words"), [(-9, OWN), (-15, ""), (1, CORE_KILLED)])
+def test_one_that_is_killed_is_given_five_minutes(code: int, words: str) -> None:
+    """The server may be killed, or the engine core that it started; the server says so."""
+    times = [3.0 * n for n in range(90)]
+    assert not any(died(Deaths(PATIENCE), *times, code=code, words=words))
+    assert died(Deaths(PATIENCE), *times, 330, code=code, words=words)[-1], "short of memory at every start"
+
+
+def test_what_was_well_meanwhile_begins_anew_and_chance_does_not_excuse_a_base_that_cannot_come_up() -> None:
+    deaths = Deaths(PATIENCE)
+    died(deaths, 10, 30, 50)
+    assert died(deaths, 5000, served=4000) == [False]
+    assert died(deaths, 5020, 5040, 5070) == [False, False, True]
+    deaths = Deaths(PATIENCE)
+    for now in (10, 30, 50):
+        died(deaths, now)
+        died(deaths, now + 5, code=-9)
+    assert died(deaths, 71) == [True]
+
+
+def test_an_engine_that_is_waited_for_ends_at_once(
+    settings: InferenceSettings, make_base: Callable[..., Base], launch: Callable[..., Child]
+) -> None:
+    engine = Local(make_base("slow"), settings, launch=launch)
+    engine.start()
+    assert not engine.wait_ready(0.5)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 2
+
+
+def test_one_that_is_never_healthy_is_ended_and_says_so(
+    settings: InferenceSettings, make_base: Callable[..., Base], launch: Callable[..., Child], eventually: Eventually
+) -> None:
+    impatient = settings.model_copy(update={"engine_timeout": 0.5})
+    engine = Local(make_base("slow"), impatient, launch=launch, pause=0.01, patience=1.0)
+    engine.start()
+    try:
+        eventually(lambda: engine.failure)
+        assert "was not healthy after 0 s" in str(engine.failure)
+    finally:
+        engine.close()
+
+
+def test_a_larger_rank_restarts_the_engine_once(
+    fleet: Fleet, base: Base, processes: list[Child], eventually: Eventually
+) -> None:
+    engine = fleet.ensure(base, 16)
+    assert engine.wait_ready(10)
+    engine.require(8)
+    engine.require(16)
+    time.sleep(0.5)
+    assert len(processes) == 1
+    engine.require(20)
+    assert engine.rank == 32
+    eventually(lambda: len(processes) == 2)
+    assert engine.wait_ready(10)
+    assert engine.failure is None
