@@ -23,6 +23,7 @@ from services.evaluator.metrics.rouge import RougeL
 from services.evaluator.stats import difference, resampled_sums
 
 ROWS, RESAMPLES, SAMPLE = 2000, 1000, 20
+CLASS_METRICS = ("accuracy", "precision", "recall", "f1")
 
 
 def tables(seed: int) -> list[tuple[Family, Floats]]:
@@ -38,7 +39,10 @@ def tables(seed: int) -> list[tuple[Family, Floats]]:
     rouge = dice.random((ROWS, 1))
     tokens = dice.integers(5, 60, (ROWS, 1))
     return [
-        (Classification(("negative", "positive")), np.hstack([is_gold & is_said, is_said, is_gold, one]).astype(float)),
+        (
+            Classification(("negative", "positive"), CLASS_METRICS),
+            np.hstack([is_gold & is_said, is_said, is_gold, one]).astype(float),
+        ),
         (Bleu(), np.hstack([right, total, lengths, one]).astype(float)),
         (RougeL(), np.hstack([rouge, one])),
         (Perplexity(), np.hstack([-2 * tokens * dice.random((ROWS, 1)), tokens, one])),
