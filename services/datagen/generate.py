@@ -9,7 +9,6 @@ nowhere else. Does not know splits, prompts (`prompts.py`), or how many are aske
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -101,27 +100,41 @@ class Writer:
 
 
 @dataclass
+class _Talk:
+    """How far the model and we have come with a row that has no line yet."""
+
+    messages: list[Turn]
+    turns: int = 0
+    usd: float = 0.0
+    problem: str = ""
+    """With the last answer."""
+
+
+@dataclass
 class _Job:
     """One call of `write`."""
 
     writer: Writer
     budget: Budget
     log: Log[Written]
-    paid: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Row that has no line yet -> US dollars that its requests cost so far."""
+    talks: dict[str, _Talk] = field(default_factory=dict)
+    """By row; one that was not answered goes on where it was."""
 
     async def answer(self, chat: ChatClient, row: Row) -> Written:
         """Ask until the answer is usable, the tries are used up or the budget is spent."""
         asked, labels, candidate = self.writer, self.writer.labels, row.candidate
-        messages, reason = prompts.ask(candidate, labels, row.id, asked.seed), ""
-        for turn in range(asked.tries):
-            answer = await self._complete(chat, row, messages, (chance(row.id, asked.seed) & 0x7FFFFFFF) + turn)
+        if row.id not in self.talks:
+            self.talks[row.id] = _Talk(prompts.ask(candidate, labels, row.id, asked.seed))
+        talk = self.talks[row.id]
+        while talk.turns < asked.tries:
+            answer = await self._complete(chat, row, talk)
+            talk.turns += 1
             try:
                 return self._line(row, instruction=prompts.read(answer.text, candidate, labels))
             except prompts.Unusable as problem:
-                reason = str(problem)
-                messages = [*messages[:2], *prompts.again(answer.text, reason)]
-        return self._line(row, reason=f"no usable instruction after {asked.tries} tries: {reason}")
+                talk.problem = str(problem)
+                talk.messages = [*talk.messages[:2], *prompts.again(answer.text, talk.problem)]
+        return self._line(row, reason=f"no usable instruction after {asked.tries} tries: {talk.problem}")
 
     def refused(self, row: Row, error: Refused, tally: Tally) -> Written:
         """The line of a row that the endpoint refused; raises when it refuses everything."""
@@ -131,22 +144,22 @@ class _Job:
 
     def keep_costs(self) -> None:
         """What was paid for rows that have no line counts against the budget of whoever goes on."""
-        if usd := sum(self.paid.values()):
+        if usd := sum(talk.usd for talk in self.talks.values()):
             self.log.append(Written(id=f"unfinished {len(self.log.lines)}", usd=usd))
 
-    async def _complete(self, chat: ChatClient, row: Row, messages: Sequence[Turn], seed: int) -> Completion:
+    async def _complete(self, chat: ChatClient, row: Row, talk: _Talk) -> Completion:
         schema = prompts.schema(self.writer.labels)
-        worst = self._price(_tokens_at_most(messages) + len(str(schema)), prompts.MAX_ANSWER_TOKENS)
+        worst = self._price(_tokens_at_most(talk.messages) + len(str(schema)), prompts.MAX_ANSWER_TOKENS)
         if not await self.budget.reserve(worst):
             raise Enough
         cost = 0.0
         try:
             answer = await chat.complete(
                 self.writer.generator.model or "",
-                messages,
+                talk.messages,
                 max_tokens=prompts.MAX_ANSWER_TOKENS,
                 temperature=0.7,
-                seed=seed,
+                seed=(chance(row.id, self.writer.seed) & 0x7FFFFFFF) + talk.turns,
                 extra=schema,
             )
             # an endpoint that does not count tokens is taken at the worst
@@ -157,11 +170,11 @@ class _Job:
             raise
         finally:
             self.budget.settle(worst, cost)
-            self.paid[row.id] += cost
+            talk.usd += cost
             SPEND.inc(cost)
 
     def _line(self, row: Row, **became: str) -> Written:
-        return Written(id=row.id, usd=self.paid.pop(row.id, 0.0), **became)
+        return Written(id=row.id, usd=self.talks.pop(row.id).usd, **became)
 
     def _price(self, prompt: int, completion: int) -> float:
         per_prompt, per_completion = self.writer.generator.usd_per_million_tokens

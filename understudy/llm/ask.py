@@ -3,9 +3,10 @@
     with Log(path, resume_jsonl(path, Prediction)) as log:
         yield from ask(log, questions, answer, refused, connect, 16)
 
-`answer(chat, question)` gives the line for a question, in as many requests as that takes. Each line is appended to the log as soon as it is
-there, before anything else happens; a killed process, or one that was told to stop and begins again, asks (and pays) again for
-at most the questions that were under way. When the caller closes the generator, requests end within `LAST_SECONDS`.
+`answer(chat, question)` gives the line for a question, in as many requests as that takes. Each line is appended to the
+log as soon as it is there, before anything else happens; a killed process, or one that was told to stop and begins again,
+asks (and pays) again for at most the questions that were under way. When the caller closes the generator, requests end
+within `LAST_SECONDS`.
 Does not know HTTP (`chat.py`), money, or what a question is beyond its id.
 """
 
@@ -34,8 +35,8 @@ LAST_SECONDS = 1.0
 """In which requests that are not wanted any more must have closed their connections."""
 SILENT_ROUNDS = 2
 """Times that every worker may fail to get an answer, with none between, before the endpoint counts as gone."""
-KEY_REFUSED = (401, 402, 403)
-"""Of HTTP: who asks is refused, not the question."""
+KEY_REFUSED = (401, 402, 429)
+"""Of HTTP: who asks is refused, not the question; 429 is refused only when a quota is used up."""
 
 
 class Question(Protocol):
@@ -135,8 +136,9 @@ def ask(
     """Ask the questions that `log` has no line of, in the order given; yields twice a second, and at the end.
 
     `refused` gives the line of a question that the endpoint refused, or raises when that says enough about all of them.
-    `connect` makes the client for so many requests at once. Raises what `answer` and `refused` raise, `Refused` when the endpoint
-    does not take the key, and `Unanswered` when it has not answered anybody for `SILENT_ROUNDS`.
+    A question without an answer goes to the end of the line. `connect` makes the client for so many requests at once. Raises
+    what `answer` and `refused` raise, `Refused` when the endpoint does not take the key, and `Unanswered` when it has not
+    answered anybody for `SILENT_ROUNDS`.
     """
     todo = deque(question for question in questions if question.id not in log.lines)
     job = _Job(log, todo, answer, refused, Tally(len(questions)))

@@ -48,7 +48,7 @@ HEAD_START = 2.0
 DISPENSABLE = ("temperature", "seed", "response_format")
 """What a question is still the same question without."""
 _UNSUPPORTED = re.compile(
-    r"support|unknown|unrecogni[sz]ed|unexpected|extra (field|input)|not (permitted|allowed|available)|deprecated|instead",
+    r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra (field|input)|not (permitted|allowed|available)|deprecated|instead",
     re.IGNORECASE,
 )
 
@@ -95,15 +95,16 @@ class Dialect:
     def learn(self, spoken: Mapping[str, Any], error: Mapping[str, Any]) -> bool:
         """Whether a refusal of `spoken` taught something, so that it is worth asking again.
 
-        `error` is what stands under `error` in the response.
+        `error` has the `message`, `param` and `code` of the response.
         """
-        message = str(error.get("message") or "")
+        message = str(error["message"])
         if error.get("code") != "unsupported_parameter" and not _UNSUPPORTED.search(message):
             return False
         if "max_tokens" in spoken and "max_completion_tokens" in message:
             return self._know("max_tokens", "max_completion_tokens")
+        named = error.get("param") or message
         for name in DISPENSABLE:
-            if name in spoken and (error.get("param") == name or re.search(rf"\b{name}\b", message)):
+            if name in spoken and re.search(rf"\b{name}\b", str(named)):
                 return self._know(name, None)
         return False
 
@@ -125,10 +126,15 @@ class ChatClient:
     ) -> None:
         """`base_url` goes up to and with `/v1`; raises `Invalid` when it is no HTTP address. `timeout` is in seconds, for each try."""
         parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise Invalid(f"`{base_url}` is no address of an endpoint", "Give one such as `https://api.openai.com/v1`.")
         self.base_url = base_url.rstrip("/")
-        self._api_key, self._tries, self._timeout, self._secure = api_key, tries, timeout, parts.scheme == "https"
+        self._api_key, self._tries, self._timeout, self._secure = (
+            (api_key or "").strip(),
+            tries,
+            timeout,
+            parts.scheme == "https",
+        )
         self._proxy = None if proxy_bypass(parts.hostname) else _proxy(parts.scheme)
         self._slots, self._closed_slots = asyncio.Semaphore(1), concurrency - 1
         self._turn = asyncio.Lock()
@@ -173,15 +179,15 @@ class ChatClient:
             wait = backoff(attempt)
             try:
                 status, headers, body = await self._post(content)
-            except OSError as error:  # TimeoutError is one, and so is what aiohttp raises of connections
-                problem = f"{type(error).__name__}: {error}".rstrip(": ")
+            except ConnectionError as lost:
+                problem = str(lost)
             else:
                 document = _parsed(body)
-                error_of = _error(document, body)
-                problem = str(error_of.get("message") or f"status {status}")
-                if status == 429 and error_of.get("code") != "insufficient_quota":
+                error = _error(document, body)
+                problem = error["message"] or f"status {status}"
+                if status == 429 and error.get("code") != "insufficient_quota":
                     wait = max(limits.refused(sent, headers, problem), retry_after(headers) or 0.0) or wait
-                    limits.pause(wait)
+                    limits.pause(min(wait, LONGEST_WAIT))
                 else:
                     limits.answered(sent, headers)
                     self._open(1)
@@ -190,11 +196,11 @@ class ChatClient:
                         if isinstance(answer, Completion):
                             return answer
                         nonsense += 1
-                        problem = answer if "error" not in error_of else problem
+                        problem = f"{answer}: {error['message']}".removesuffix(": ")
                         usage = _usage(document)
                         if nonsense >= TRIES_WITHOUT_ANSWER or any(usage):
                             raise Refused(self._says("gave no answer to", model, problem), status, usage)
-                    elif status in (400, 422) and dialect.learn(spoken, error_of):
+                    elif status in (400, 422) and dialect.learn(spoken, error):
                         continue
                     elif status not in (408, 409) and status < 500:
                         raise Refused(self._says("refused", model, problem), status)
@@ -211,16 +217,21 @@ class ChatClient:
             return sent
 
     async def _post(self, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        async with self._session.post(
-            f"{self.base_url}/chat/completions", data=content, proxy=self._proxy, allow_redirects=False
-        ) as response:
-            return response.status, response.headers, await response.read()
+        import aiohttp  # takes a quarter of a second, which only those who ask should wait
+
+        try:
+            async with self._session.post(
+                f"{self.base_url}/chat/completions", data=content, proxy=self._proxy, allow_redirects=False
+            ) as response:
+                return response.status, response.headers, await response.read()
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+            raise ConnectionError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
     def _says(self, what: str, model: str, problem: str) -> str:
         return f"The endpoint {self.base_url} {what} a request for model `{model}`: {problem}"
 
     async def __aenter__(self) -> Self:
-        import aiohttp  # takes a moment that only those who ask should wait
+        import aiohttp
 
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "understudy"}
         if self._api_key:
@@ -262,7 +273,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 @lru_cache(maxsize=1024)
-def _known(base_url: str, api_key: str | None, model: str) -> tuple[Dialect, Limits]:
+def _known(base_url: str, api_key: str, model: str) -> tuple[Dialect, Limits]:
     """What this process has learnt of a model at an endpoint."""
     return Dialect(), Limits()
 
@@ -292,17 +303,19 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def _text(value: object) -> str:
+    """What can be written as UTF-8: JSON may hold half a character."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def _error(document: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-    """`message`, `param` and `code` of an error in whichever of the usual shapes; `error` is there when it was marked as one."""
+    """`message`, `param` and `code` of an error in whichever of the usual shapes."""
     error = document.get("error")
-    if isinstance(error, dict):
-        return {**error, "error": True}
-    if error:
-        return {"message": str(error), "error": True}
-    message = document.get("message") or document.get("detail")
-    if not document and body:
-        message = body[:200].decode("utf-8", "replace")
-    return {"message": message, "param": document.get("param"), "code": document.get("code")}
+    where = error if isinstance(error, dict) else document
+    message = where.get("message") or where.get("detail") or (error if isinstance(error, str) else None)
+    if not document:
+        message = body[:200].decode("utf-8", "replace").strip()
+    return {"message": _text(message or ""), "param": where.get("param"), "code": where.get("code")}
 
 
 def _completion(document: Mapping[str, Any]) -> Completion | str:
@@ -320,7 +333,7 @@ def _completion(document: Mapping[str, Any]) -> Completion | str:
     if not isinstance(text, str | None):
         return "the response's message is no text"
     prompt, completion = _usage(document)
-    return Completion(text or "", str(choice.get("finish_reason") or "unknown"), prompt, completion, document)
+    return Completion(_text(text or ""), _text(choice.get("finish_reason") or "unknown"), prompt, completion, document)
 
 
 def _usage(document: Mapping[str, Any]) -> tuple[int, int]:
@@ -328,5 +341,9 @@ def _usage(document: Mapping[str, Any]) -> tuple[int, int]:
     usage = document.get("usage")
     if not isinstance(usage, dict):
         return 0, 0
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0
+    prompt, completion = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return _count(prompt), _count(completion)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 40 else 0

@@ -24,8 +24,12 @@ UPWARDS = 0.1
 """Share of a difference in our favour that is believed at once: answers overtake one another."""
 MARGIN = 2.0
 """How much must be there for one to go: the mirror is never quite exact, and what is left in a bucket is not lost."""
+PROBE = 60.0
+"""Seconds without a request after which one goes whatever we believe: what we were told may have been wrong."""
 GROWTH = 0.001
 """By which a measured rate grows per second until the next 429: limits are raised, too."""
+GUESS_GROWTH, GUESS_CUT = 0.05, 0.7
+"""The same of a rate that was only guessed, and what is left of it at a 429 that comes too early to measure anything."""
 ENOUGH = 10
 """Requests (or as many tokens as they took) between two 429s that make a measurement."""
 
@@ -51,6 +55,8 @@ class Bucket:
     level: float = 0.0
     at: float = 0.0
     """When it held `level`."""
+    last: float = 0.0
+    """When one was let go."""
     corrected: float = 0.0
     """Sum of all corrections of `level`."""
     told: bool = False
@@ -59,6 +65,8 @@ class Bucket:
     """Of measuring: the first request, later a moment when it was empty."""
     gone: float = 0.0
     """What was let through since `began`."""
+    measured: bool = False
+    """Whether `rate` is more than a guess."""
     emptied: bool = False
     """Whether it was empty when measuring began."""
 
@@ -67,13 +75,18 @@ class Bucket:
         if self.rate is None:
             return 0.0
         if not self.told:
-            self.rate *= 1 + GROWTH * (now - self.at)
+            self.rate *= 1 + (GROWTH if self.measured else GUESS_GROWTH) * (now - self.at)
         self.level = min(self.room, self.level + self.rate * (now - self.at))
         self.at = now
+        if now - self.last > PROBE:
+            return 0.0
         return max(0.0, (min(amount * MARGIN, self.room) - self.level) / self.rate)
 
-    def take(self, amount: float) -> float | None:
+    def take(self, amount: float, now: float) -> float | None:
         """The mark of this request."""
+        self.last = now
+        self.began = now if self.began is None else self.began
+        self.gone += amount
         if self.rate is None:
             return None
         self.level -= amount
@@ -92,23 +105,23 @@ class Bucket:
         error = remaining - (mark + self.corrected)
         self._correct(error if error < 0 else error * UPWARDS)
 
-    def refuse(self, mark: float | None, amount: float, now: float, news: bool) -> None:
-        """It was empty, or so the endpoint says. `news`: this request was sent after we heard of the last time."""
+    def refuse(self, mark: float | None, amount: float, at: float, now: float, news: bool) -> None:
+        """It was short of `amount`, which was sent `at`. `news`: that was after we heard of the last time."""
         if self.told:
             if mark is not None:
                 if mark + self.corrected > 0.05 * self.room:  # it holds less than we thought
                     self.room = max(2 * amount, self.room / 2)
                 self._correct(min(0.0, -self.level))
-            return
-        if not news:
-            return
-        if self.began is not None and now > self.began:
-            measured = self.gone / (now - self.began)
-            enough = self.emptied and self.gone >= ENOUGH * amount
-            self.rate = max(measured if enough or self.rate is None else min(self.rate, measured), amount / MINUTE)
+        elif news and self.began is not None and at > self.began:
+            rate = self.gone / (at - self.began)
+            if self.emptied and self.gone >= ENOUGH * amount:
+                self.measured = True
+            elif self.rate is not None:
+                rate = self.rate if self.measured else self.rate * GUESS_CUT
+            self.rate = max(rate, amount / MINUTE)
             self.room, self.level, self.at = max(self.rate, amount), 0.0, now
-        if not self.emptied or self.began is None or now - self.began > MINUTE:
-            self.began, self.gone, self.emptied = now, 0.0, True
+            if not self.emptied or at - self.began > MINUTE:
+                self.began, self.gone, self.emptied = at, 0.0, True
 
     def _correct(self, step: float) -> None:
         self.level += step
@@ -134,7 +147,7 @@ class Limits:
             wait = max(self._paused - now, self.requests.wait(1, now), self.tokens.wait(tokens, now))
             if wait > 0:
                 return wait
-            return Sent(now, tokens, (self.requests.take(1), self.tokens.take(tokens)))
+            return Sent(now, tokens, (self.requests.take(1, now), self.tokens.take(tokens, now)))
 
     def pause(self, seconds: float) -> None:
         """Let nothing go for so long."""
@@ -145,9 +158,6 @@ class Limits:
         """The endpoint took the request."""
         with self._lock:
             self._tell(sent, headers)
-            for bucket, amount in ((self.requests, 1), (self.tokens, sent.tokens)):
-                bucket.began = sent.at if bucket.began is None else bucket.began
-                bucket.gone += amount
 
     def refused(self, sent: Sent, headers: Mapping[str, str], message: str) -> float:
         """The endpoint said 429; seconds until there should be room again, 0 when nothing is known."""
@@ -157,7 +167,10 @@ class Limits:
             short = _number(headers, "remaining", "tokens")
             of_tokens = short < sent.tokens if short is not None else "token" in message.lower()
             bucket, amount = (self.tokens, sent.tokens) if of_tokens else (self.requests, 1)
-            bucket.refuse(sent.marks[of_tokens], amount, now, news)
+            for each, untaken in ((self.requests, 1), (self.tokens, sent.tokens)):
+                if each.began is not None and sent.at > each.began:
+                    each.gone -= untaken
+            bucket.refuse(sent.marks[of_tokens], amount, sent.at, now, news)
             self._refused = now
             return bucket.wait(amount, now) if bucket.told else 0.0
 
