@@ -17,7 +17,7 @@ ENV PATH=/venv/bin:$PATH
 FROM vllm/vllm-openai:v0.32.0 AS cuda
 
 FROM ${DEVICE}
-RUN useradd --uid 10001 --create-home understudy && install -d -o understudy -g understudy /data
+RUN useradd --uid 10001 --create-home understudy && install -d -o understudy -g understudy /data /data/served
 ENV PYTHONUNBUFFERED=1 UNDERSTUDY_DATA=/data UNDERSTUDY_HOST=0.0.0.0 UNDERSTUDY_PORT=8000
 WORKDIR /app
 COPY understudy understudy
