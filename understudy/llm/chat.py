@@ -162,7 +162,10 @@ class ChatClient:
         if seed is not None:
             request["seed"] = seed
         async with self._slots:
-            return await self._until_answered(model, request | dict(extra or {}), max_tokens)
+            try:
+                return await self._until_answered(model, request | dict(extra or {}), max_tokens)
+            finally:
+                self._open(1)
 
     def _open(self, slots: int) -> None:
         for _ in range(min(slots, self._closed_slots)):
@@ -190,7 +193,6 @@ class ChatClient:
                     limits.pause(min(wait, LONGEST_WAIT))
                 else:
                     limits.answered(sent, headers)
-                    self._open(1)
                     if status == 200:
                         answer = _completion(document)
                         if isinstance(answer, Completion):
@@ -313,7 +315,7 @@ def _error(document: Mapping[str, Any], body: bytes) -> dict[str, Any]:
     error = document.get("error")
     where = error if isinstance(error, dict) else document
     message = where.get("message") or where.get("detail") or (error if isinstance(error, str) else None)
-    if not document:
+    if not document and not body.startswith(b"{"):
         message = body[:200].decode("utf-8", "replace").strip()
     return {"message": _text(message or ""), "param": where.get("param"), "code": where.get("code")}
 

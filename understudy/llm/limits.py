@@ -26,8 +26,9 @@ MARGIN = 2.0
 """How much must be there for one to go: the mirror is never quite exact, and what is left in a bucket is not lost."""
 PROBE = 60.0
 """Seconds without a request after which one goes whatever we believe: what we were told may have been wrong."""
-GROWTH = 0.001
-"""By which a measured rate grows per second until the next 429: limits are raised, too."""
+GROWTH = 0.0002
+"""By which a measured rate grows per second in the minute after a 429, and faster with every further one without: limits are
+raised, too, and some 429s come from a crowd that goes away."""
 GUESS_GROWTH, GUESS_CUT = 0.05, 0.7
 """The same of a rate that was only guessed, and what is left of it at a 429 that comes too early to measure anything."""
 ENOUGH = 10
@@ -69,13 +70,19 @@ class Bucket:
     """Whether `rate` is more than a guess."""
     emptied: bool = False
     """Whether it was empty when measuring began."""
+    short: tuple[float, float] | None = None
+    """When, and for which amount, it was found empty, not yet measured."""
+    heard: float = 0.0
+    """When it was found empty last."""
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until `amount` fits."""
+        self._measure(now)
         if self.rate is None:
             return 0.0
         if not self.told:
-            self.rate *= 1 + (GROWTH if self.measured else GUESS_GROWTH) * (now - self.at)
+            growth = GROWTH * max(1.0, (now - self.heard) / MINUTE) ** 3 if self.measured else GUESS_GROWTH
+            self.rate *= 1 + growth * min(1.0, now - self.at)
         self.level = min(self.room, self.level + self.rate * (now - self.at))
         self.at = now
         if now - self.last > PROBE:
@@ -84,8 +91,9 @@ class Bucket:
 
     def take(self, amount: float, now: float) -> float | None:
         """The mark of this request."""
+        if self.began is None or now - self.last > MINUTE:
+            self.began, self.gone, self.emptied = now, 0.0, False
         self.last = now
-        self.began = now if self.began is None else self.began
         self.gone += amount
         if self.rate is None:
             return None
@@ -105,23 +113,31 @@ class Bucket:
         error = remaining - (mark + self.corrected)
         self._correct(error if error < 0 else error * UPWARDS)
 
-    def refuse(self, mark: float | None, amount: float, at: float, now: float, news: bool) -> None:
+    def refuse(self, mark: float | None, amount: float, at: float, news: bool) -> None:
         """It was short of `amount`, which was sent `at`. `news`: that was after we heard of the last time."""
         if self.told:
             if mark is not None:
                 if mark + self.corrected > 0.05 * self.room:  # it holds less than we thought
                     self.room = max(2 * amount, self.room / 2)
                 self._correct(min(0.0, -self.level))
-        elif news and self.began is not None and at > self.began:
-            rate = self.gone / (at - self.began)
-            if self.emptied and self.gone >= ENOUGH * amount:
-                self.measured = True
-            elif self.rate is not None:
-                rate = self.rate if self.measured else self.rate * GUESS_CUT
-            self.rate = max(rate, amount / MINUTE)
-            self.room, self.level, self.at = max(self.rate, amount), 0.0, now
-            if not self.emptied or at - self.began > MINUTE:
-                self.began, self.gone, self.emptied = at, 0.0, True
+        elif news:
+            self.short = (at, amount)
+
+    def _measure(self, now: float) -> None:
+        """When all 429s of one moment have come, so that `gone` is what was let through until then."""
+        if self.short is None or self.began is None:
+            return
+        (at, amount), self.short = self.short, None
+        self.heard = at
+        rate = self.gone / max(0.001, at - self.began)
+        if self.emptied and self.gone >= ENOUGH * amount:
+            self.measured = True
+        elif self.rate is not None:
+            rate = self.rate if self.measured else self.rate * GUESS_CUT
+        self.rate = max(rate, amount / MINUTE)
+        self.room, self.level, self.at = max(self.rate, amount), self.rate * (now - at), now
+        if not self.emptied or at - self.began > MINUTE:
+            self.began, self.gone, self.emptied = at, 0.0, True
 
     def _correct(self, step: float) -> None:
         self.level += step
@@ -144,8 +160,9 @@ class Limits:
         """Let a request go that may cost so many tokens, or say in how many seconds to ask again."""
         with self._lock:
             now = self.clock()
-            wait = max(self._paused - now, self.requests.wait(1, now), self.tokens.wait(tokens, now))
-            if wait > 0:
+            if self._paused > now:
+                return self._paused - now
+            if (wait := max(self.requests.wait(1, now), self.tokens.wait(tokens, now))) > 0:
                 return wait
             return Sent(now, tokens, (self.requests.take(1, now), self.tokens.take(tokens, now)))
 
@@ -170,7 +187,7 @@ class Limits:
             for each, untaken in ((self.requests, 1), (self.tokens, sent.tokens)):
                 if each.began is not None and sent.at > each.began:
                     each.gone -= untaken
-            bucket.refuse(sent.marks[of_tokens], amount, sent.at, now, news)
+            bucket.refuse(sent.marks[of_tokens], amount, sent.at, news)
             self._refused = now
             return bucket.wait(amount, now) if bucket.told else 0.0
 

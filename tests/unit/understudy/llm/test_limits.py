@@ -133,7 +133,7 @@ def test_what_headers_allow_is_used_and_not_more(provider: Provider) -> None:
     "provider", [Provider(requests=3000, burst=2, headers=False), Provider(tokens=600_000, burst=5, headers=False)]
 )
 def test_who_only_says_429_is_measured(provider: Provider) -> None:
-    asked, refused = simulate(provider, 600)
+    asked, refused = simulate(provider, 600, workers=32)
     assert max(used / provider.allowed(name, 600) for name, used in provider.used.items()) >= 0.97
     assert refused <= 0.005 * asked
 
@@ -163,6 +163,29 @@ def test_others_who_share_the_limit_are_noticed() -> None:
         assert isinstance(sent, Sent)
         limits.answered(sent, {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": str(remaining)})
     assert limits.requests.level == 300
+
+
+def test_a_crowd_that_goes_away_is_forgotten() -> None:
+    """Two 429s in a row, then none for five minutes: as fast as before."""
+    now = [0.0]
+    limits = Limits(clock=lambda: now[0])
+    rates = []
+    for second in range(1, 400):
+        sent = 0
+        for _ in range(50):
+            now[0] += 0.02
+            going = limits.take(10)
+            if isinstance(going, Sent):
+                sent += 1
+                if second in (5, 7) and sent == 5:
+                    limits.refused(going, {}, "too many")
+                    limits.pause(0.5)
+                else:
+                    limits.answered(going, {})
+        rates.append(sent)
+    assert rates[0] == 50
+    assert min(rates[10:60]) < 45
+    assert rates[-1] == 50
 
 
 def test_nonsense_in_headers_never_stops_the_asking_for_good() -> None:
