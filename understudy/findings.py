@@ -20,6 +20,7 @@ BY_FORMAT = 0.1
 """Share of answers without a class above which a difference in what was written may be one of format."""
 FEW = 30
 """Questions below which an interval is too narrow."""
+LARGE = 10_000
 Kind = Literal["gained", "lost", "no clear difference"]
 KINDS: dict[str | None, Kind] = {"better": "gained", "worse": "lost", "no clear difference": "no clear difference"}
 
@@ -74,8 +75,8 @@ def _factor(metric: str) -> int:
 
 
 def _decimals(metric: str, number: float) -> int:
-    """Fewer for what is large without an upper bound."""
-    return 0 if METRICS[metric].needs == "likelihood" and abs(number) >= 100 else METRICS[metric].decimals
+    """None for what is so large that nobody reads them."""
+    return 0 if abs(number) >= LARGE else METRICS[metric].decimals
 
 
 def openings(report: Report) -> list[str]:

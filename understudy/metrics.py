@@ -41,8 +41,8 @@ METRICS: dict[str, Metric] = {
         Metric("precision", "precision", "classification", "classes", 1, share=True),
         Metric("recall", "recall", "classification", "classes", 1, share=True),
         Metric("f1", "F1", "classification", "classes", 1, share=True),
-        Metric("perplexity", "perplexity", "perplexity", "likelihood", 2, higher_is_better=False),
-        Metric("bleu", "BLEU", "bleu", "reference", 1),
+        Metric("perplexity", "perplexity", "perplexity", "likelihood", 1, higher_is_better=False),
+        Metric("bleu", "BLEU", "bleu", "reference", 2),
         Metric("rougeL", "ROUGE-L", "rouge", "reference", 3),
     )
 }

@@ -69,9 +69,9 @@ def test_the_table_marks_each_cell_and_names_who_is_missing() -> None:
     text = shown(perplexity(), gone=ItemState(stage="failed", reason="it fell off"))
     row = next(line for line in text.splitlines() if "perplexity" in line)
     assert "perplexity ↓" in row
-    assert "12.30 [12.30 – 12.30]" in row
+    assert "12.3 [12.3 – 12.3]" in row
     assert "20000 [20000 – 20000] ▼" in row
-    assert "12.20 [12.20 – 12.20] ·" in row
+    assert "12.2 [12.2 – 12.2] ·" in row
     assert "gone FAILED: it fell off" in text
     assert "dropped was cancelled." in text
     assert "Against the base: ▲ better" in text
@@ -81,7 +81,7 @@ def test_the_summary_says_what_was_lost_and_what_is_unclear() -> None:
     """A sentence per item that was compared, with the figures behind it; none for the base and for the failed."""
     assert summary(perplexity()).splitlines() == [
         "a: Lost on general.",
-        "  general: perplexity rose from 12.30 to 20000 (+19988, 95 % interval +19988 to +19988).",
+        "  general: perplexity rose from 12.3 to 20000 (+19988, 95 % interval +19988 to +19988).",
         "b: No clear difference from the base.",
         "  general: perplexity: no clear difference.",
     ]
@@ -112,7 +112,7 @@ def test_items_of_several_bases_are_held_against_their_own() -> None:
     assert "Against its base:" in shown(report)
     assert summary(report).splitlines() == [
         "a@small: Gained on general.",
-        "  general: BLEU rose from 1.0 to 2.0 (+1.0, 95 % interval +1.0 to +1.0).",
+        "  general: BLEU rose from 1.00 to 2.00 (+1.00, 95 % interval +1.00 to +1.00).",
         "base@large was not scored, so there is nothing to hold a@large against.",
     ]
 
@@ -123,5 +123,5 @@ def test_many_items_are_rows() -> None:
     cells = {"base": cell(1.0)} | {name: cell(2.0, 1, "better") for name in names}
     text = shown(report_of(plan(*names), cells, metric="bleu", panel="general"))
     (row,) = [line for line in text.splitlines() if "v7 " in line]
-    assert "2.0 ▲" in row
+    assert "2.00 ▲" in row
     assert "general BLEU ↑" in text
