@@ -1,3 +1,3 @@
 """The shared kernel: what every service and the command line stand on. Imports no service and no torch."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

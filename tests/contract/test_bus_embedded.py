@@ -206,7 +206,7 @@ def test_a_file_of_the_first_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Fatal) as error:
         EmbeddedBus(tmp_path / "bus.sqlite")
     assert str(error.value) == (
-        f"{tmp_path}/bus.sqlite was written by an Understudy before version 0.2."
+        f"{tmp_path}/bus.sqlite was written by an Understudy before version 0.3."
         " Choose another data folder with --data, or remove this one."
     )
 

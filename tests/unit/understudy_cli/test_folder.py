@@ -301,7 +301,7 @@ def test_a_folder_of_an_older_version_is_one_sentence(alone: Alone, tmp_path: Pa
         code, _, err = alone(*command)
         assert code == 1
         (line,) = err.strip().splitlines()
-        assert "bus.sqlite was written by an Understudy before version 0.2" in line
+        assert "bus.sqlite was written by an Understudy before version 0.3" in line
     assert not list((data / "logs").glob("*.log"))
 
 

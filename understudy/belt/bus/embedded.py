@@ -34,7 +34,7 @@ TICK = 0.01
 """Seconds between looks at the file's change counter while waiting: the latency of a message, in the worst case."""
 BATCH = 500
 """Records of one topic that a replay reads at once."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -93,7 +93,7 @@ class EmbeddedBus:
             )
         if 0 < version < SCHEMA_VERSION:
             raise Fatal(
-                f"{path} was written by an Understudy before version 0.2",
+                f"{path} was written by an Understudy before version 0.3",
                 "Choose another data folder with --data, or remove this one.",
             )
         if version == 0:
