@@ -56,6 +56,7 @@ class Endpoint:
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     delay: float = 0.0
     always: Any = None
     answers: float = float("inf")
@@ -69,6 +70,7 @@ class Endpoint:
         shown = json.loads(body["messages"][1]["content"])
         text, good = shown["text"], GOOD | {"answer": shown["right label"]}
         self.bodies.append(body)
+        self.keys.append(request.headers.get("authorization"))
         self.asked[text] += 1
         await asyncio.sleep(self.delay)
         if self.answers <= 0:
@@ -79,6 +81,8 @@ class Endpoint:
             return Response()
         self.answers -= 1
         fault = self.always if self.always is not None else self.faults[text].pop(0) if self.faults.get(text) else good
+        if isinstance(fault, bytes):
+            return Response(fault)
         if isinstance(fault, int):
             return JSONResponse({"error": {"message": f"status {fault}"}}, fault, {"retry-after-ms": "1"})
         self.answered[text] += 1
@@ -159,6 +163,61 @@ def test_a_row_that_never_gets_a_usable_answer_is_rejected_with_the_reason(endpo
     assert "status 400" in str(written[2].reason)
 
 
+def test_one_bad_answer_costs_one_row_and_what_earlier_turns_cost_is_kept(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.faults = {"text 1": [b"<html>"] * 3, "text 2": ["no", 400], "text 3": ["no", b'{"choices": []}', GOOD]}
+    written, said = run(writer(endpoint, tmp_path), rows(6))
+    assert [line.instruction is None for line in written] == [False, True, True, False, False, False]
+    assert "<html>" in str(written[1].reason)
+    assert "status 400" in str(written[2].reason)
+    assert [line.usd for line in written] == pytest.approx([USD, 0, USD, 2 * USD, USD, USD])
+    assert said[-1].figures["cost_usd"] == pytest.approx(6 * USD)
+
+
+def test_a_row_that_was_not_answered_goes_on_where_it_was(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+    endpoint.faults = {"text 0": ["no", 503]}
+    written, _ = run(writer(endpoint, tmp_path, concurrency=1), rows(3))
+    assert written[0].usd == pytest.approx(2 * USD)
+    assert endpoint.answered["text 0"] == 2, "its first turn is not paid twice"
+    assert [len(body["messages"]) for body in endpoint.bodies if "text 0" in str(body["messages"])] == [2, 4, 4]
+
+
+def test_what_was_paid_for_rows_that_are_cut_short_counts_against_the_budget(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    endpoint.faults, endpoint.answers = {"text 0": ["no"]}, 1
+    steps = writer(endpoint, tmp_path, budget_usd=1).write(rows(1), report)
+    while not endpoint.waiting:
+        next(steps)
+    steps.close()
+    endpoint.answers = float("inf")
+    _, said = run(writer(endpoint, tmp_path, budget_usd=1), rows(1))
+    assert said[-1].figures["cost_usd"] == pytest.approx(2 * USD)
+
+
+def test_the_operators_key_goes_to_the_operators_endpoint_and_nowhere_else(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-operator")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://model.example/v1")
+    run(writer(endpoint, tmp_path / "strangers"), rows(1))
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url + "/")
+    run(writer(endpoint, tmp_path / "named"), rows(1))
+    own = Writer(Generator(kind="llm", model="m"), LABELS, 17, tmp_path / "own.jsonl")
+    run(own, rows(1))
+    assert endpoint.keys == [None, "Bearer sk-operator", "Bearer sk-operator"]
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request is tried once."""
+    from understudy.llm import chat
+
+    usual = chat.ChatClient.__init__
+    monkeypatch.setattr(chat.ChatClient, "__init__", lambda self, *given, **more: usual(self, *given, **more, tries=1))
+
+
 def test_an_endpoint_that_refuses_everything_ends_the_job(endpoint: Endpoint, tmp_path: Path) -> None:
     endpoint.always = 401
     with pytest.raises(Invalid, match="status 401"):
@@ -167,12 +226,7 @@ def test_an_endpoint_that_refuses_everything_ends_the_job(endpoint: Endpoint, tm
 
 
 def test_an_endpoint_that_is_gone_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from understudy.llm import chat
-
-    few = chat.ChatClient.__init__
-    monkeypatch.setattr(
-        chat.ChatClient, "__init__", lambda self, url, key, **more: few(self, url, key, **more, tries=1)
-    )
+    impatient(monkeypatch)
     with pytest.raises(Transient, match="did not answer"):
         run(writer(Endpoint("http://127.0.0.1:9/v1"), tmp_path, concurrency=2), rows(5))
 

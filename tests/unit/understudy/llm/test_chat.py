@@ -65,7 +65,7 @@ def server(seen: list[tuple[str, dict[str, str]]]) -> Iterator[Callable[..., str
                 pass
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}/v1"
 
     yield start
