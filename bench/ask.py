@@ -90,7 +90,7 @@ def question(number: int) -> str:
 @contextmanager
 def server(**settings: Any) -> Iterator[str]:
     """The URL of a server in a process of its own."""
-    command = [sys.executable, "-m", "bench.llm_server", json.dumps({"text": TEXT, **settings})]
+    command = [sys.executable, "-m", "bench._llm_server", json.dumps({"text": TEXT, **settings})]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

@@ -64,7 +64,7 @@ class Generator(Section):
     model: str | None = None
     """Model name at the endpoint; needed when `kind: llm`."""
     base_url: str | None = None
-    """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else api.openai.com. The key comes from OPENAI_API_KEY."""
+    """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else api.openai.com. OPENAI_API_KEY goes there and nowhere else."""
     budget_usd: float | None = Field(default=None, gt=0)
     """Stop before the estimated cost passes this."""
     usd_per_million_tokens: tuple[float, float] = (0.15, 0.60)

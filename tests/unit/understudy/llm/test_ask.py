@@ -56,7 +56,7 @@ def refuse(question: Question, error: Refused, tally: Tally) -> Line:
 @contextmanager
 def running(**settings: Any) -> Iterator[str]:
     """The URL of an OpenAI-protocol server in a process of its own."""
-    command = [sys.executable, "-m", "bench.llm_server", json.dumps(settings)]
+    command = [sys.executable, "-m", "bench._llm_server", json.dumps(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
     assert process.stdout is not None
     try:

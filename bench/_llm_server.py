@@ -4,7 +4,7 @@ Two token buckets, of requests and of tokens, which fill evenly; a request that 
 `Retry-After` and, like every answer, with `x-ratelimit-*` headers. Tokens are charged when a request comes, as a quarter of its bytes plus
 `max_tokens`, or when it ends, as what it used. Counts what it answered, by the last message. One connection, one request at a time.
 
-    python -m bench.llm_server '{"requests_per_minute": 6000}'      # prints its port; Settings has the other keys
+    python -m bench._llm_server '{"requests_per_minute": 6000}'      # prints its port; Settings has the other keys
 """
 
 from __future__ import annotations
