@@ -173,6 +173,7 @@ def figures(progress: Progress) -> str:
     """The figures people look for, in a fixed order; unknown ones are left out."""
     known = {
         "loss": "loss {:.3f}",
+        "validation_loss": "validation {:.3f}",
         "tokens_per_second": "{:,.0f} tokens/s",
         "rows_per_second": "{:,.0f} rows/s",
         "cost_usd": "${:.2f}",

@@ -98,6 +98,7 @@ def test_a_budget_of_epochs_is_counted_on_a_variants_own_data() -> None:
 def test_what_not_every_station_can_do_is_asked_of_it() -> None:
     assert features(Training()) == {}
     assert features(Training(quantize="nf4")) == {"trainer": ("nf4",)}
+    assert features(Training(quantize="nf4", keep="best")) == {"trainer": ("nf4", "keep-best")}
     plan = planned(variants={"v": {"train": "a", "training": {"quantize": "nf4"}}, "w": {"train": "a"}})
     assert [item.needs for item in plan.items] == [{}, {"trainer": ("nf4",)}, {}]
 

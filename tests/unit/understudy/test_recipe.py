@@ -113,6 +113,17 @@ def test_a_variants_own_training_is_as_strict_as_that_of_all_and_names_its_place
     assert said in refused({"variants": {"u": {"train": "d"}, "v": {"train": "d", "training": own}}})
 
 
+def test_the_best_checkpoint_is_not_kept_without_validation_rows_to_find_it_with() -> None:
+    rows = {"d": {"source": "d.csv"}, "e": {"source": "e.csv", "rows": {"validation": 0}}}
+    change = {"datasets": rows, "variants": {"u": {"train": {"d": 1, "e": 1}}, "v": {"train": "e"}}}
+    said = refused(change | {"training": {"keep": "best"}})
+    assert "r.yaml: `v` shall keep its best checkpoint" in said
+    assert "`datasets.e.rows.validation`" in said
+    own = {"variants": {"v": {"train": "e", "training": {"keep": "best"}}}}
+    assert "`v` shall keep its best" in refused(change | own)
+    assert recipe.parse(MINIMAL | {"training": {"keep": "best"}}, "r.yaml").training.keep == "best"
+
+
 def test_bases_and_seeds_have_bounds() -> None:
     assert "`base" in refused({"base": []})
     assert "`base" in refused({"base": ["b"] * 9})

@@ -116,12 +116,19 @@ def test_live_view_has_a_row_per_item_with_stations_and_figures() -> None:
     console = plain()
     failed = ItemState(stage="failed", reason="no tokens left")
     console.print(
-        view(state(mine=training(50, loss=1.5, tokens_per_second=1234.5, eta_seconds=75), other=failed), 65, False)
+        view(
+            state(
+                mine=training(50, loss=1.5, validation_loss=1.25, tokens_per_second=1234.5, eta_seconds=75),
+                other=failed,
+            ),
+            65,
+            False,
+        )
     )
     lines = text(console).splitlines()
     (row,) = [number for number, line in enumerate(lines) if "mine" in line]
     assert "datagen ✓ → trainer ● → inference · → evaluator ·" in lines[row]
-    for part in ("training 50/100", "loss 1.500", "1,234 tokens/s", "1:15 left"):
+    for part in ("training 50/100", "loss 1.500", "validation 1.250", "1,234 tokens/s", "1:15 left"):
         assert part in lines[row + 1]
     assert "no tokens left" in text(console)
     assert "running · 1:05" in text(console)

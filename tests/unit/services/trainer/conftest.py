@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -78,13 +78,16 @@ def examples() -> Callable[..., list[Example]]:
 
 
 @pytest.fixture(scope="session")
-def put_dataset() -> Callable[[FsspecArtifactStore, Path, str, list[Example]], Artifact]:
-    """`put_dataset(store, folder, name, rows)`: a dataset artifact with `rows` as its training split."""
+def put_dataset() -> Callable[..., Artifact]:
+    """`put_dataset(store, folder, name, rows, watched=[])`: a dataset artifact with `rows` to train on."""
     return store_dataset
 
 
-def store_dataset(store: FsspecArtifactStore, folder: Path, name: str, rows: list[Example]) -> Artifact:
+def store_dataset(
+    store: FsspecArtifactStore, folder: Path, name: str, rows: list[Example], watched: Sequence[Example] = ()
+) -> Artifact:
     folder.mkdir(parents=True)
     write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "validation.jsonl", watched)
     (folder / "card.json").write_text(json.dumps({"name": name}))
     return store.put(f"runs/r/datasets/{name}", folder)

@@ -229,12 +229,12 @@ def test_the_service_takes_trainings_one_at_a_time_and_says_what_it_has(world: W
     (lane,) = world.service.lanes
     assert (lane.group, lane.width) == ("trainer", 1)
     assert lane.handlers.keys() == {c.TrainingRequested}
-    assert lane.has == {"nf4"}, "the extra `trainer` brings bitsandbytes"
+    assert lane.has == {"keep-best", "nf4"}, "the extra `trainer` brings bitsandbytes"
 
 
 def test_without_bitsandbytes_a_trainer_has_no_four_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
-    assert bootstrap.features() == frozenset()
+    assert bootstrap.features() == {"keep-best"}
 
 
 def test_threads_are_at_most_two_and_no_more_than_the_container_has(monkeypatch: pytest.MonkeyPatch) -> None:

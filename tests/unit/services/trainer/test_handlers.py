@@ -48,8 +48,8 @@ def exits(code: int) -> End:
     return lambda folder: code
 
 
-def steps(*numbers: int) -> str:
-    lines = (Step(step=n, total=9, loss=0.5, tokens_per_second=100, eta_seconds=2) for n in numbers)
+def steps(*numbers: int, **more: float) -> str:
+    lines = (Step(step=n, total=9, loss=0.5, tokens_per_second=100, eta_seconds=2, **more) for n in numbers)
     return "".join(f"{line.model_dump_json()}\n" for line in lines)
 
 
@@ -223,6 +223,16 @@ def test_progress_carries_step_figures_and_a_mark_and_answers_its_request(bench:
     assert progress.figures == {"loss": 0.5, "tokens_per_second": 100, "eta_seconds": 2}
     assert (progress.run, progress.item, progress.generation, progress.attempt) == ("r", "v", 3, 2)
     assert progress.station == "trainer"
+
+
+def test_progress_carries_the_validation_loss_where_there_is_one(bench: Bench) -> None:
+    def watched(folder: JobFolder) -> int:
+        folder.progress.write_text(steps(3, validation_loss=0.25))
+        return finishes(folder)
+
+    progress, *_ = bench.train(FakeLauncher(watched))
+    assert isinstance(progress, Progress)
+    assert progress.figures["validation_loss"] == 0.25
 
 
 def test_preparing_is_no_step_forward(bench: Bench) -> None:
@@ -468,6 +478,16 @@ def test_a_dataset_without_training_rows_is_invalid_before_a_child_starts(
     bench.datasets["remarks"] = put_dataset(bench.store, tmp_path / "empty", "other", [])
     with pytest.raises(Invalid, match="`remarks` has no training rows"):
         list(bench.train(FakeLauncher()))
+
+
+def test_the_best_checkpoint_without_validation_rows_is_invalid_before_a_child_starts(
+    bench: Bench, tmp_path: Path, put_dataset: Any, examples: Any
+) -> None:
+    with pytest.raises(Invalid, match=r"`v` shall keep its best checkpoint.*`datasets.remarks.rows.validation`"):
+        list(bench.train(FakeLauncher(), bench.request(keep="best")))
+    bench.datasets["more"] = put_dataset(bench.store, tmp_path / "more", "more", examples(12), examples(1))
+    mixed = {"variants": {"v": {"train": ["remarks", "more"]}}}
+    assert bench.serving(FakeLauncher(finishes), bench.request(recipe=mixed, keep="best")).adapter, "one of them has"
 
 
 def test_a_dataset_that_was_not_made_is_invalid(bench: Bench) -> None:

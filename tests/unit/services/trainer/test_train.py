@@ -65,9 +65,15 @@ class World:
             "base": "tiny",
             "datasets": {"remarks": {"source": "x.csv"}},
             "variants": {"v": {"train": "remarks"}},
-            "training": {"epochs": 6, "batch_size": 4, "learning_rate": 2e-3, "lora": {"dropout": 0.1}},
+            "training": {
+                "epochs": 6,
+                "batch_size": 4,
+                "learning_rate": 2e-3,
+                "lora": {"dropout": 0.1},
+                "keep": "best",
+            },
         }
-        datasets = {"remarks": put(self.store, folder / "remarks", "remarks", rows)}
+        datasets = {"remarks": put(self.store, folder / "remarks", "remarks", rows[:160], rows[160:])}
         self.request = TrainingRequested(
             run="r",
             item="v",
@@ -133,13 +139,13 @@ class World:
 def test_a_cancelled_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_an_undisturbed_one(
     tmp_path: Path, tiny_base: Path, put_dataset: Any, examples: Any
 ) -> None:
-    calm = World(tmp_path / "undisturbed", tiny_base, put_dataset, examples(160))
+    calm = World(tmp_path / "undisturbed", tiny_base, put_dataset, examples(200))
     calm.bus.publish(calm.request)
     with calm.running():
         expected = calm.adapter()
     store = calm.store
 
-    world = World(tmp_path / "disturbed", tiny_base, put_dataset, examples(160))
+    world = World(tmp_path / "disturbed", tiny_base, put_dataset, examples(200))
     world.bus.publish(world.request)
     with world.running():
         world.reaches(30)
@@ -176,6 +182,8 @@ def test_a_cancelled_a_stopped_and_a_killed_training_end_with_the_same_bytes_as_
     assert facts["steps"] == 240
     assert facts["datasets"]["remarks"]["examples_seen"] == 960
     assert facts["loss"][-1][1] < 0.9 * facts["loss"][0][1], "it learnt"
+    assert [step for step, _ in facts["validation"]] == [80, 160, 240], "the curve began before the kills"
+    assert facts["kept_step"] == min(facts["validation"], key=lambda point: point[1])[0]
     probes = json.loads((folder / "probe.json").read_text())
     assert probes["format"] == "understudy.probes.v1"
     for probe in probes["probes"]:
