@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -316,29 +316,17 @@ class DeadLetter(Message):
     """Where on `topic` it lies, to the byte."""
 
 
-AnyMessage = Annotated[
-    RunRequested
-    | ItemPlanned
-    | CancelRequested
-    | RunDeleted
-    | TrainingRequested
-    | ServingRequested
-    | ScoringRequested
-    | DatasetsMade
-    | ModelServed
-    | ItemServed
-    | ItemScored
-    | ItemFailed
-    | ReportRequested
-    | RunClosed
-    | Progress
-    | DeadLetter,
-    Field(discriminator="type"),
-]
-_ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)
+def kinds(of: type[Message] = Message) -> tuple[type[Message], ...]:
+    """Every kind of message that is defined above, in that order."""
+    below = tuple(kind for child in of.__subclasses__() for kind in kinds(child))
+    return (of, *below) if isinstance(of.model_fields["type"].default, str) else below
+
+
+_KINDS: Any = Annotated[Union[kinds()], Field(discriminator="type")]  # noqa: UP007  # no `|` of a tuple
+_ADAPTER: TypeAdapter[Message] = TypeAdapter(_KINDS)
 _STEMS = {
     kind.model_fields["type"].default.rpartition(".v")[0]: int(kind.model_fields["type"].default.rpartition(".v")[2])
-    for kind in AnyMessage.__args__[0].__args__
+    for kind in kinds()
 }
 """What a message is called -> the version that is read here."""
 
@@ -348,7 +336,7 @@ def encode(message: Message) -> bytes:
     return message.model_dump_json(exclude_none=True).encode()
 
 
-def decode(value: bytes) -> AnyMessage:
+def decode(value: bytes) -> Message:
     """The message in `value`; raises `Unsupported` when it is of a newer version, `Invalid` when it is none."""
     try:
         return _ADAPTER.validate_json(value)

@@ -49,7 +49,16 @@ def closing(messages: list[c.Message], status: str = "finished", report: c.Artif
 
 
 def test_the_stages_of_an_item() -> None:
-    story = [*PLANNED, REQUEST, MADE, TRAIN, SERVE, SCORE, BASE_SCORED, c.ItemScored(run="r", item="v", answers=A, measures=A)]
+    story = [
+        *PLANNED,
+        REQUEST,
+        MADE,
+        TRAIN,
+        SERVE,
+        SCORE,
+        BASE_SCORED,
+        c.ItemScored(run="r", item="v", answers=A, measures=A),
+    ]
     story.append(closing(story))
     stages = [(s.status, s.items["v"].stage) for n in range(3, len(story) + 1) if (s := state(story[:n]))]
     assert stages == [
