@@ -209,5 +209,5 @@ if __name__ == "__main__":
             plain(url, int(rows), int(concurrency))
         case seconds:
             client()
-            limits(float(*seconds or [60]))
+            limits(float(seconds[0]) if seconds else 60.0)
             kills()

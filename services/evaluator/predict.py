@@ -6,7 +6,7 @@ out of answers or measure them (`measure.py`), and knows no panels, runs or mess
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +57,7 @@ class Asker:
     concurrency: int
     tries: int = 8
 
-    def ask(self, questions: Questions, path: Path) -> Iterator[Tick]:
+    def ask(self, questions: Questions, path: Path) -> Generator[Tick, None, None]:
         """Ask what `path` has no answer to yet; yields about twice a second.
 
         Raises `Transient` when the endpoint does not answer or does not know the model (yet), `Invalid` when it refuses

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,35 @@ def test_a_model_that_is_not_there_yet_is_worth_waiting_for(
 def test_an_endpoint_that_does_not_answer_is_worth_waiting_for(examples: list[Example], tmp_path: Path) -> None:
     with pytest.raises(Transient, match="did not answer"):
         list(Asker("http://127.0.0.1:9/v1", 2, tries=1).ask(questions(examples), tmp_path / "p.jsonl"))
+
+
+def test_one_bad_answer_is_one_refused_row_and_the_gateway_gets_no_key(
+    examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-operator")
+    monkeypatch.setattr("understudy.llm.chat.FIRST_BACKOFF", 0.001)
+    keys: set[str | None] = set()
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            keys.add(self.headers["Authorization"])
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            bad = asked["messages"][0]["content"] == examples[3].prompt[0].content
+            answer = {"error": {"message": "lost"}} if bad else {"choices": [{"message": {"content": "yes"}}]}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    gateway = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=gateway.serve_forever, args=(0.02,), daemon=True).start()
+    list(Asker(f"http://127.0.0.1:{gateway.server_port}/v1", 4).ask(questions(examples), tmp_path / "p.jsonl"))
+    gateway.shutdown()
+    predictions = answered(tmp_path / "p.jsonl", examples)
+    assert [p.id for p in predictions if p.finish_reason == REFUSED] == [examples[3].id]
+    assert keys == {None}
 
 
 def test_a_reference_is_scored_token_by_token(endpoint: Endpoint, examples: list[Example], tmp_path: Path) -> None:
