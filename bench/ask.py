@@ -4,7 +4,7 @@
    log, retries or checks), in turns in one run.
 2. Share of an allowed rate that is used, from the first request to the last answer, and the share of 429s among all requests.
    Allowed is what a full bucket holds plus what it was filled with; with headers as OpenAI sends them, and with none.
-3. Kill -9 at random moments, each followed by a start on the same log. *Lost*: rows without a line at the end. *Doubled*:
+3. Kill -9 at random moments while it asks, each followed by a start on the same log. *Lost*: rows without a line at the end. *Doubled*:
    rows with two lines. *Paid again*: what the server made beyond one answer per row, also for who had hung up; *under way* are
    those of them that had no line in the log when their process was killed (at most `concurrency` per kill), *paid twice* all others.
 
@@ -167,7 +167,9 @@ def kills() -> None:
         """Row -> answers that came when it was under way at a kill."""
         while killed < KILLS:
             process = child(*arguments)
-            time.sleep(dice.uniform(0.4, 2.0))
+            while _answers(url) == paid and process.poll() is None:
+                time.sleep(0.02)  # it has only begun
+            time.sleep(dice.uniform(0.0, 1.2))
             assert process.poll() is None, "it ended before it was killed: more rows are needed"
             process.kill()
             process.wait()

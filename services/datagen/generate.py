@@ -22,8 +22,9 @@ from services.datagen.filters import Candidate
 from services.datagen.templates import chance
 from understudy import recipe
 from understudy.belt.contracts import Progress
+from understudy.llm.answers import Completion
 from understudy.llm.ask import Enough, Log, Tally, ask
-from understudy.llm.chat import ChatClient, Completion, Refused
+from understudy.llm.chat import ChatClient, Refused
 from understudy.records import Turn, resume_jsonl
 from understudy.terms import Frozen
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from understudy.errors import Invalid, Transient
+from understudy.llm.answers import Completion
 from understudy.llm.ask import KEY_REFUSED, Log, Tally, Tick, ask
-from understudy.llm.chat import ChatClient, Completion, Refused
+from understudy.llm.chat import ChatClient, Refused
 from understudy.records import Example, Prediction, Turn, resume_jsonl
 
 TEMPERATURE = 0.0

@@ -15,21 +15,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import re
 import ssl
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from understudy.errors import Invalid, Transient
+from understudy.llm.answers import Completion, Dialect, completion_in, error_in, parsed, retry_after, usage_in
 from understudy.llm.limits import Limits, Sent
 from understudy.records import Turn
 
@@ -45,12 +42,6 @@ TRIES_WITHOUT_ANSWER = 3
 CONNECT_SECONDS = 10.0
 HEAD_START = 2.0
 """Seconds that the first requests have before the others."""
-DISPENSABLE = ("temperature", "seed", "response_format")
-"""What a question is still the same question without."""
-_UNSUPPORTED = re.compile(
-    r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra (field|input)|not (permitted|allowed|available)|deprecated|instead",
-    re.IGNORECASE,
-)
 
 
 class Refused(Invalid):
@@ -68,51 +59,6 @@ class Unanswered(Transient):
     """The endpoint did not answer after all tries."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One answer."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    raw: Mapping[str, Any]
-    """The whole response body, for what is not in the standard (e.g. vLLM's `prompt_logprobs`)."""
-
-
-@dataclass
-class Dialect:
-    """Which names a model has for the fields of a request, learnt from its refusals."""
-
-    names: dict[str, str | None] = field(default_factory=dict)
-    """Our name -> the model's; None: it does not take this one."""
-
-    def speak(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The request as the model takes it."""
-        named = ((self.names.get(name, name), value) for name, value in request.items())
-        return {name: value for name, value in named if name is not None}
-
-    def learn(self, spoken: Mapping[str, Any], error: Mapping[str, Any]) -> bool:
-        """Whether a refusal of `spoken` taught something, so that it is worth asking again.
-
-        `error` has the `message`, `param` and `code` of the response.
-        """
-        message = str(error["message"])
-        if error.get("code") != "unsupported_parameter" and not _UNSUPPORTED.search(message):
-            return False
-        if "max_tokens" in spoken and "max_completion_tokens" in message:
-            return self._know("max_tokens", "max_completion_tokens")
-        named = error.get("param") or message
-        for name in DISPENSABLE:
-            if name in spoken and re.search(rf"\b{name}\b", str(named)):
-                return self._know(name, None)
-        return False
-
-    def _know(self, name: str, other: str | None) -> bool:
-        self.names[name] = other
-        return True
-
-
 class ChatClient:
     """`async with ChatClient(url, key) as chat: answer = await chat.complete("seedling", turns, max_tokens=64)`.
 
@@ -125,9 +71,7 @@ class ChatClient:
         self, base_url: str, api_key: str | None, *, concurrency: int = 16, tries: int = 8, timeout: float = 120
     ) -> None:
         """`base_url` goes up to and with `/v1`; raises `Invalid` when it is no HTTP address. `timeout` is in seconds, for each try."""
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise Invalid(f"`{base_url}` is no address of an endpoint", "Give one such as `https://api.openai.com/v1`.")
+        parts = _address(base_url)
         self.base_url = base_url.rstrip("/")
         self._api_key, self._tries, self._timeout, self._secure = (
             (api_key or "").strip(),
@@ -135,7 +79,7 @@ class ChatClient:
             timeout,
             parts.scheme == "https",
         )
-        self._proxy = None if proxy_bypass(parts.hostname) else _proxy(parts.scheme)
+        self._proxy = None if proxy_bypass(parts.hostname or "") else _proxy(parts.scheme)
         self._slots, self._closed_slots = asyncio.Semaphore(1), concurrency - 1
         self._turn = asyncio.Lock()
 
@@ -185,8 +129,8 @@ class ChatClient:
             except ConnectionError as lost:
                 problem = str(lost)
             else:
-                document = _parsed(body)
-                error = _error(document, body)
+                document = parsed(body)
+                error = error_in(document, body)
                 problem = error["message"] or f"status {status}"
                 if status == 429 and error.get("code") != "insufficient_quota":
                     wait = max(limits.refused(sent, headers, problem), retry_after(headers) or 0.0) or wait
@@ -194,12 +138,12 @@ class ChatClient:
                 else:
                     limits.answered(sent, headers)
                     if status == 200:
-                        answer = _completion(document)
+                        answer = completion_in(document)
                         if isinstance(answer, Completion):
                             return answer
                         nonsense += 1
                         problem = f"{answer}: {error['message']}".removesuffix(": ")
-                        usage = _usage(document)
+                        usage = usage_in(document)
                         if nonsense >= TRIES_WITHOUT_ANSWER or any(usage):
                             raise Refused(self._says("gave no answer to", model, problem), status, usage)
                     elif status in (400, 422) and dialect.learn(spoken, error):
@@ -259,19 +203,18 @@ def backoff(attempt: int) -> float:
     return min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt - 1, 10)) * random.uniform(0.5, 1.0)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds by `retry-after-ms` or `Retry-After` (seconds or a date, RFC 9110 10.2.3); None when neither is there."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            return max(0.001, float(value) / unit)
-        except ValueError:
-            pass
-        try:
-            return max(0.001, float(parsedate_to_datetime(value).timestamp()) - time.time())
-        except ValueError:
-            pass
-    return None
+def _address(base_url: str) -> SplitResult:
+    try:
+        parts = urlsplit(base_url)
+        more = parts.query or parts.fragment or "@" in base_url
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not more:
+            return parts
+    except ValueError:  # of a port that is no number
+        pass
+    what = "The endpoint's address" if "@" in base_url else f"`{base_url}`"  # what is before an @ may be a secret
+    raise Invalid(
+        f"{what} is not of the form http[s]://host[:port]/path", "Give one such as `https://api.openai.com/v1`."
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -294,58 +237,3 @@ def _tls() -> ssl.SSLContext:
     import certifi
 
     return ssl.create_default_context(cafile=certifi.where())
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    """The JSON object in a response, empty when there is none."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _text(value: object) -> str:
-    """What can be written as UTF-8: JSON may hold half a character."""
-    return str(value).encode("utf-8", "replace").decode()
-
-
-def _error(document: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-    """`message`, `param` and `code` of an error in whichever of the usual shapes."""
-    error = document.get("error")
-    where = error if isinstance(error, dict) else document
-    message = where.get("message") or where.get("detail") or (error if isinstance(error, str) else None)
-    if not document and not body.startswith(b"{"):
-        message = body[:200].decode("utf-8", "replace").strip()
-    return {"message": _text(message or ""), "param": where.get("param"), "code": where.get("code")}
-
-
-def _completion(document: Mapping[str, Any]) -> Completion | str:
-    """The answer in a response of status 200, or what is wrong with it."""
-    if not document:
-        return "the response is no JSON object"
-    if document.get("error"):
-        return "the response is an error"
-    choices = document.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        return "the response has no `choices[0].message`"
-    text = message.get("content")
-    if not isinstance(text, str | None):
-        return "the response's message is no text"
-    prompt, completion = _usage(document)
-    return Completion(_text(text or ""), _text(choice.get("finish_reason") or "unknown"), prompt, completion, document)
-
-
-def _usage(document: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of prompt and completion, as the endpoint counted them; 0 where it did not."""
-    usage = document.get("usage")
-    if not isinstance(usage, dict):
-        return 0, 0
-    prompt, completion = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return _count(prompt), _count(completion)
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < 1 << 40 else 0

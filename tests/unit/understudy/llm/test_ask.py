@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from understudy.errors import Fatal, Transient
+from understudy.llm.answers import Completion
 from understudy.llm.ask import Enough, Log, Tally, Tick, ask
-from understudy.llm.chat import ChatClient, Completion, Refused, Unanswered
+from understudy.llm.chat import ChatClient, Refused, Unanswered
 from understudy.records import Turn, resume_jsonl
 from understudy.settings import PROJECT
 from understudy.terms import Frozen

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from understudy.errors import Invalid, Transient
-from understudy.llm.chat import ChatClient, Refused, Unanswered, retry_after
+from understudy.llm.answers import retry_after
+from understudy.llm.chat import ChatClient, Refused, Unanswered
 from understudy.records import Turn
 
 ASK = [Turn(role="user", content="hi")]
@@ -320,10 +321,21 @@ async def test_a_quota_that_is_used_up_and_a_day_to_wait_are_not_waited_for(serv
             await chat.complete("m", ASK, max_tokens=5)
 
 
-@pytest.mark.parametrize("url", ["ftp://x/v1", "model.example/v1", "http:///v1", "https://me:secret@model.example/v1"])
-def test_what_is_no_address_is_said_at_once(url: str) -> None:
-    with pytest.raises(Invalid, match="no address"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x/v1",
+        "model.example/v1",
+        "http:///v1",
+        "http://x:port/v1",
+        "http://x/v1?a=b",
+        "https://me:secret@model.example/v1",
+    ],
+)
+def test_what_is_no_address_is_said_at_once_without_its_secret(url: str) -> None:
+    with pytest.raises(Invalid, match="not of the form http") as said:
         ChatClient(url, None)
+    assert "secret" not in str(said.value)
 
 
 def test_seconds_to_wait_as_they_are_written() -> None:
