@@ -174,7 +174,8 @@ class ChatClient:
             raise ConnectionError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
     def _says(self, what: str, model: str, problem: str) -> str:
-        return f"The endpoint {self.base_url} {what} a request for model `{model}`: {problem}"
+        said = f"The endpoint {self.base_url} {what} a request for model `{model}`: {problem}"
+        return said.replace(self._api_key, "(the key)") if self._api_key else said  # some endpoints repeat it
 
     async def __aenter__(self) -> Self:
         import aiohttp
@@ -208,8 +209,9 @@ def _address(base_url: str) -> SplitResult:
         parts = urlsplit(base_url)
         more = parts.query or parts.fragment or "@" in base_url
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not more:
+            parts.hostname.encode("idna")
             return parts
-    except ValueError:  # of a port that is no number
+    except ValueError:  # of a port that is no number, of a name that no resolver takes
         pass
     what = "The endpoint's address" if "@" in base_url else f"`{base_url}`"  # what is before an @ may be a secret
     raise Invalid(

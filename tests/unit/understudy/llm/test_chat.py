@@ -257,6 +257,13 @@ async def test_the_key_goes_where_it_is_told_and_is_never_picked_up(
     assert len(seen) == 3, "a redirect is not followed"
 
 
+async def test_a_key_that_the_endpoint_repeats_is_not_said(server: Callable[..., str]) -> None:
+    url = server(lambda _: (401, {}, {"error": {"message": "Incorrect API key provided: sk-given"}}))
+    async with ChatClient(url, "sk-given") as chat:
+        with pytest.raises(Refused, match=r"Incorrect API key provided: \(the key\)"):
+            await chat.complete("m", ASK, max_tokens=5)
+
+
 async def test_the_environments_proxy_is_used_but_where_it_says_no(
     server: Callable[..., str], seen: list[tuple[str, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +336,7 @@ async def test_a_quota_that_is_used_up_and_a_day_to_wait_are_not_waited_for(serv
         "http:///v1",
         "http://x:port/v1",
         "http://x/v1?a=b",
+        "http://a..b/v1",
         "https://me:secret@model.example/v1",
     ],
 )
