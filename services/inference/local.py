@@ -29,8 +29,11 @@ PATIENCE, WHEN_KILLED = 60.0, 5
 """Seconds of nothing but deaths of one cause that make a failure, and so many times of that when it was killed."""
 SERVED = 30.0
 """Seconds of service after which an engine was well, and deaths are counted anew."""
-KILLED = re.compile(r"proc\(s\): \{[^}]*: -\d+")
-"""How vLLM's server says that another of its processes was killed."""
+CORE_GONE, CORE_SAID = (
+    re.compile("Engine core initialization failed|EngineDeadError"),
+    re.compile("EngineCore.* ERROR "),
+)
+"""What vLLM's server says when the core that it started has ended, and what that says when it ends by itself."""
 LONGEST_PAUSE = 30.0
 
 
@@ -42,17 +45,13 @@ class Deaths:
         self._seen: defaultdict[str, list[float]] = defaultdict(list)
         """Cause -> when the first life began that ended of it, and when each of these ended."""
 
-    def add(self, began: float, ended: float, served: float, code: int | None, words: str) -> tuple[bool, int]:
-        """One more, all times in seconds: whether they make a failure, and how many there were of its own doing.
-
-        `code` is what it exited with, None when it was ended because it took too long.
-        """
+    def add(self, began: float, ended: float, served: float, killed: bool, why: str) -> tuple[bool, int]:
+        """One more, all times in seconds: whether they make a failure, and how many there were of its own doing."""
         if served > SERVED:
             self._seen.clear()
             began = ended
-        killed = (code is not None and code < 0) or bool(KILLED.search(words))
         # Numbers are times, process ids and addresses.
-        seen = self._seen["killed" if killed else f"{code} {re.sub(r'0x[0-9a-f]+|[0-9]+', '#', words)}"]
+        seen = self._seen["killed" if killed else re.sub(r"0x[0-9a-f]+|[0-9]+", "#", why)]
         seen += [ended] if seen else [began, ended]
         patience = self._patience * (WHEN_KILLED if killed else 1)
         return len(seen) > 2 and ended - seen[0] > patience, 0 if killed else len(seen) - 1
@@ -71,24 +70,27 @@ class Local(Engine):
     ) -> None:
         super().__init__(base, settings)
         self._launch, self._pause, self._deaths = launch, pause, Deaths(patience)
+        self._log, self._log_from = log_file(settings, base), 0
+        """Where it writes, and from which byte on in its present life."""
 
     def tend(self) -> None:
         while not self.stopping.is_set():
             self.since, rank = time.monotonic(), self.rank
-            code, why, served = self._live(rank)
+            why, killed, served = self._live(rank)
             if self.stopping.is_set() or self.rank > rank:
                 continue
             log.error("engine %s: %s", self.base.name, why)
-            hopeless, own = self._deaths.add(self.since, time.monotonic(), served, code, why)
+            hopeless, own = self._deaths.add(self.since, time.monotonic(), served, killed, why)
             self.trouble = why
             if hopeless:
                 self.failure = why
             self.stopping.wait(min(LONGEST_PAUSE, self._pause * 2 ** min(max(0, own - 1), 10)))
 
-    def _live(self, rank: int) -> tuple[int | None, str, float]:
-        """One life: its exit code, why it ended, and for how many seconds it served."""
+    def _live(self, rank: int) -> tuple[str, bool, float]:
+        """One life: why it ended, whether it was killed from outside, and for how many seconds it served."""
         process: Process | None = None
-        code, served_from = None, 0.0
+        killed, served_from = False, 0.0
+        self._log_from = self._log.stat().st_size if self._log.exists() else 0
         try:
             (port,) = free_ports(1)
             process = self._launch(self.base, self.settings, port, rank)
@@ -101,18 +103,18 @@ class Local(Engine):
                 while process.poll() is None and self.rank <= rank and not self.stopping.wait(POLL):
                     pass
                 why = f"The engine of `{self.base.name}` ended. {self._last_words()}"
-            code = process.poll()
+            killed = self._was_killed(process)
         except Interrupted:
             why = "stopped"
         except Exception as error:
             if not isinstance(error, UnderstudyError):
                 log.exception("engine %s", self.base.name)
-            why, code = str(error), process.poll() if process else None
+            why = str(error)
         finally:
             self.down()
             if process:
                 process.stop()
-        return code, why, time.monotonic() - served_from if served_from else 0.0
+        return why, killed, time.monotonic() - served_from if served_from else 0.0
 
     def _until_healthy(self, client: EngineClient, url: str, process: Process) -> str | None:
         """Wait for its first sign of life; why it gave none, else None."""
@@ -128,7 +130,11 @@ class Local(Engine):
                 )
         return "stopped"
 
+    def _was_killed(self, process: Process) -> bool:
+        """Also when it was the core, which dies without a word then: the server ends by itself, with the same words each time."""
+        said = self._log.read_bytes()[self._log_from :].decode(errors="replace")
+        return (process.poll() or 0) < 0 or bool(CORE_GONE.search(said) and not CORE_SAID.search(said))
+
     def _last_words(self) -> str:
-        path = log_file(self.settings, self.base)
-        said = last_words(path, lines=3, telling=("Error", "error:"))
-        return f"Its last words in {path}: {said}" if said else ""
+        said = last_words(self._log, lines=3, telling=("Error", "error:"), since=self._log_from)
+        return f"Its last words in {self._log}: {said}" if said else ""

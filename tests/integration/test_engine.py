@@ -1,10 +1,11 @@
-"""Inference with the real engine: warm, serve, hot-load, gate, delete, survive kill -9, leave nothing behind.
+"""Inference with the real engine: warm, serve, gate, delete, survive kill -9, leave nothing behind.
 
 One service for all, in order.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,14 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
+from services.inference import folder as folder_module
+from services.inference.client import EngineClient
+from services.inference.folder import Folder
+from services.inference.local import CORE_GONE, CORE_SAID
 from understudy.bases import planned
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ItemFailed, ItemServed, ModelServed, ServingRequested, decode
 from understudy.embedded.ports import free_ports
+from understudy.errors import Invalid
 from understudy.plan import Item, Plan
 from understudy.recipe import Training
 from understudy.settings import PROJECT
@@ -65,7 +72,7 @@ class Running:
         items = []
         for number, base in enumerate(bases):
             items.append(Item(name=f"base@{base}", base=number, ends_at="served"))
-            for name in ("one", "two", "wrong", *(f"v{count}" for count in range(18))):
+            for name in ("one", "two", "wrong", "w0", *(f"v{count}" for count in range(18))):
                 items.append(Item(name=f"{name}@{base}", base=number, training=Training(), ends_at="served"))
         return Plan(name="films", bases=tuple(planned(base, self.models) for base in bases), items=tuple(items))
 
@@ -200,10 +207,55 @@ def test_an_adapter_with_another_ones_probes_fails_the_gate(service: Running, cl
     assert not [model.id for model in client.models.list() if ":wrong@" in model.id]
 
 
-def logprobs(service: Running, model: str) -> list[list[float]]:
+@pytest.mark.parametrize("share", [0.02, 0.5, 2, -1])
+def test_an_engine_that_applies_another_share_of_an_adapter_fails_the_gate(service: Running, share: float) -> None:
+    """What it computes with an adapter whose scaling was changed after its probes were measured."""
+    altered(service, "one", "share", lora_alpha=32 * share)
+    run = f"share-{share}"
+    service.ask(service.plan("tiny"), "v0@tiny", "share", run=run)
+    (fact,) = service.answers("v0@tiny", run=run).values()
+    assert isinstance(fact, ItemFailed)
+    assert "otherwise than training did" in fact.reason
+
+
+def test_what_the_gate_measured_is_said(service: Running) -> None:
+    (fact,) = service.answers("one@tiny").values()
+    assert isinstance(fact, ModelServed)
+    assert fact.gate
+    assert fact.gate.slope == 1
+    assert fact.gate.effect_nats == fact.gate.trained_effect_nats
+    assert fact.gate.noise_nats < 1e-4 < fact.gate.effect_nats
+
+
+def test_an_adapter_that_the_engine_cannot_load_fails_with_the_engines_reason(service: Running) -> None:
+    altered(service, "one", "large", r=32)
+    service.ask(service.plan("tiny"), "v0@tiny", "large", run="large")
+    (fact,) = service.answers("v0@tiny", run="large").values()
+    assert isinstance(fact, ItemFailed)
+    assert "rank 32 is greater than max_lora_rank 16" in fact.reason
+
+
+def test_no_name_leads_the_engine_out_of_its_folder(service: Running, client: openai.OpenAI) -> None:
+    """It would load what it is asked for: the made adapter, from where it lies."""
+    inside = service.folder / "data" / "served" / "x"
+    name = os.path.relpath(service.models / "adapters" / "one", inside.parent)
+    with pytest.raises(openai.NotFoundError):
+        say(client, name)
+
+
+def altered(service: Running, adapter: str, name: str, **config: float) -> None:
+    """One of the made adapters with another configuration, called `name`."""
+    folder = service.models / "adapters" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(service.models / "adapters" / adapter, folder)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(written | config))
+
+
+def logprobs(service: Running, model: str, count: int = 12) -> list[list[float]]:
     request = {
         "model": model,
-        "prompt": [[*range(5, 12 + n)] for n in range(12)],
+        "prompt": [[*range(5, 12 + n)] for n in range(count)],
         "max_tokens": 1,
         "prompt_logprobs": 0,
     }
@@ -255,17 +307,32 @@ def test_models_of_a_deleted_run_are_gone_and_the_engine_is_not(service: Running
     assert [*service.processes("EngineCore", "engine-tiny")] == [core]
 
 
-def test_a_killed_engine_comes_back_with_its_adapters(service: Running, client: openai.OpenAI) -> None:
-    (adapter,) = [model.id for model in client.models.list() if ":one@" in model.id]
-    before = say(client, adapter)
+def test_retiring_an_adapter_that_was_used_does_not_end_the_engine(
+    service: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the service does it, without the ten minutes. Removed before it is unloaded, it would end all models at the next request."""
+    line, *_ = service.processes("api_server.entry", "engine-tiny").values()  # of the server, or of who looks after it
+    engine = f"http://127.0.0.1:{line.split('--port ')[1].split()[0]}"
+    name = service.served(service.plan("tiny"), ("w0@tiny", "one"), run="retired")[0]
+    assert say(client, name)
     (core,) = service.processes("EngineCore", "engine-tiny")
-    os.kill(core, signal.SIGKILL)
-    until(lambda: core not in service.processes("EngineCore"), 10)
-    until(lambda: engines(service)["tiny"] != "ready", 30)
-    assert say(client, adapter) == before, "the request waited for the engine and the adapter"
+    monkeypatch.setattr(folder_module, "GRACE", -1.0)
+    served = Folder(service.folder / "data" / "served", service.store())
+    others = {path.name for path in (service.folder / "data" / "served").glob("ft:*")} - {name}
+    with EngineClient(engine) as direct:
+        served.retire({*others, *served_attempts(service)}, direct.unload)
+        assert not served.path(name).exists()
+        with pytest.raises(Invalid, match="does not exist"):
+            direct.prompt_logprobs(name, [[5, 6, 7]])
+    assert say(client, "tiny")
+    assert [*service.processes("EngineCore", "engine-tiny")] == [core]
 
 
-def test_a_base_with_damaged_weights_fails_its_items_alone(service: Running, client: openai.OpenAI) -> None:
+def served_attempts(service: Running) -> set[str]:
+    return {f".gate/{path.name}" for path in (service.folder / "data" / "served" / ".gate").iterdir()}
+
+
+def test_a_base_with_damaged_weights_holds_up_nobody_else(service: Running, client: openai.OpenAI) -> None:
     shutil.copytree(service.models / "tiny", service.models / "damaged")
     weights = service.models / "damaged" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
@@ -273,13 +340,35 @@ def test_a_base_with_damaged_weights_fails_its_items_alone(service: Running, cli
     service.ask(plan, "base@damaged", run="half")
     until(lambda: "damaged" in engines(service), 10)
     service.ask(plan, "one@tiny", "one", run="half")
-    first, second = service.answers("base@damaged", "one@tiny", run="half").items()
-    assert first[0] == "one@tiny"
-    assert isinstance(first[1], ModelServed)
-    assert say(client, first[1].model)
-    assert second[0] == "base@damaged"
-    assert isinstance(second[1], ItemFailed)
-    assert "SafetensorError" in second[1].reason
+    (fact,) = service.answers("one@tiny", run="half").values()
+    assert isinstance(fact, ModelServed)
+    assert say(client, fact.model)
+    assert engines(service)["damaged"] == "starting"
+
+
+def test_an_engine_that_is_killed_also_while_it_starts_comes_back_and_has_every_adapter(
+    service: Running, client: openai.OpenAI
+) -> None:
+    (adapter,) = [model.id for model in client.models.list() if ":one@" in model.id]
+    before = say(client, adapter)
+    (core,) = service.processes("EngineCore", "engine-tiny")
+    os.kill(core, signal.SIGKILL)
+    until(lambda: engines(service)["tiny"] != "ready", 60)
+    until(lambda: service.processes("EngineCore", "engine-tiny").keys() - {core}, 120)
+    (second,) = service.processes("EngineCore", "engine-tiny").keys() - {core}
+    os.kill(second, signal.SIGKILL)
+    assert engines(service)["tiny"] == "starting"
+    assert say(client, adapter) == before, "the request waited for the engine"
+    log = (service.folder / "data" / "logs" / "engine-tiny.log").read_text().rpartition("Failed core proc(s)")[0]
+    life = log[log.rindex(" version 0.") :]
+    assert CORE_GONE.search(life), "the server says that its core has ended"
+    assert not CORE_SAID.search(life), "which did not say why: so it counts as chance"
+
+
+def test_a_base_with_damaged_weights_fails_its_items_alone(service: Running) -> None:
+    (fact,) = service.answers("base@damaged", run="half").values()
+    assert isinstance(fact, ItemFailed)
+    assert "SafetensorError" in fact.reason
     assert engines(service) == {"tiny": "ready", "damaged": "failing"}
 
 
@@ -293,3 +382,32 @@ def test_a_killed_service_leaves_nothing_behind_and_remembers_its_models(
     service.process = start(service.folder, service.port)
     until(lambda: answers(service.url), 60)
     assert {model.id for model in client.models.list()} == models
+
+
+@pytest.mark.long
+def test_of_five_hundred_adapters_each_answers_its_first_request_after_the_engine_has_restarted(
+    service: Running, client: openai.OpenAI
+) -> None:
+    """An engine has room for sixteen at a time. They were served long ago; nothing but log and store knows of them."""
+    source = service.models / "adapters" / "one"
+    weights = (source / "adapter_model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(weights[:8], "little")
+    messages = []
+    for number in range(500):
+        folder = service.models / "adapters" / "each"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source, folder)
+        changed = np.frombuffer(weights[header:], dtype="<f4") * np.float32(1 + number / 500)
+        (folder / "adapter_model.safetensors").write_bytes(weights[:header] + changed.tobytes())
+        adapter = service.store().put(keys.adapter("hundreds", f"i{number}"), folder)
+        about = {"run": "hundreds", "item": f"i{number}", "model": f"ft:tiny:films:i{number}:{adapter.sha256[:8]}"}
+        messages.append(ModelServed(**about, base="tiny", parent="tiny", rank=8, adapter=adapter))
+    service.bus().publish(*messages)
+    assert say(client, "tiny")
+    (core,) = service.processes("EngineCore", "engine-tiny")
+    os.kill(core, signal.SIGKILL)
+    until(lambda: engines(service)["tiny"] != "ready", 30)
+    with ThreadPoolExecutor(4) as pool:
+        answered = list(pool.map(lambda message: logprobs(service, message.model, 1)[0][0], messages))
+    assert len({round(value, 4) for value in answered}) > 450, "each with its own weights"
+    assert logprobs(service, messages[0].model, 1)[0][0] == pytest.approx(answered[0], abs=1e-4)

@@ -80,6 +80,7 @@ def make(folder: Path) -> None:
             for ids, b, a in zip(prompts, before, after, strict=True)
         ]
         target = folder / "adapters" / name
+        lora.peft_config["default"].base_model_name_or_path = base.name  # as the trainer does
         lora.save_pretrained(target)
         probes = measured["one" if name == "wrong" else name]
         (target / "probe.json").write_text(json.dumps({"probes": probes}))

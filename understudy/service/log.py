@@ -50,14 +50,14 @@ def rotate(log: Path) -> None:
             file.truncate()
 
 
-def last_words(log: Path, lines: int = 1, telling: Sequence[str] = ()) -> str:
-    """The last lines of a log that say something, those with one of the words `telling` in them if there are any.
+def last_words(log: Path, lines: int = 1, telling: Sequence[str] = (), since: int = 0) -> str:
+    """The last lines of a log, from byte `since` on, that say something, those with one of the words `telling` in them if any.
 
     A line without a letter or a digit says nothing: it underlines, or frames, what others say.
     """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 16_384))
+            file.seek(max(since, log.stat().st_size - 16_384))
             lines_there = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""

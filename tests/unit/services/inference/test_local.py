@@ -23,7 +23,8 @@ Eventually = Callable[..., None]
 Served = Callable[..., ModelServed]
 Put = Callable[..., Artifact]
 OWN = "Its last words: SafetensorError: incomplete metadata"
-CORE_KILLED = "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': -9}"
+SERVER = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+CORE = "(EngineCore pid=1) ERROR 11-25 02:08:14 [core.py:1] SafetensorError: incomplete metadata"
 
 
 def kill(process: Child) -> None:
@@ -106,9 +107,9 @@ def test_an_engine_that_is_killed_while_it_starts_is_no_failure(
     assert engine.wait_ready(10)
 
 
-def died(deaths: Deaths, *at: float, code: int | None = 1, words: str = OWN, served: float = 0.0) -> list[bool]:
+def died(deaths: Deaths, *at: float, why: str = OWN, killed: bool = False, served: float = 0.0) -> list[bool]:
     """Whether each of these deaths, at so many seconds, made a failure; every life was ten seconds long."""
-    return [deaths.add(now - 10, now, served, code, words)[0] for now in at]
+    return [deaths.add(now - 10, now, served, killed, why)[0] for now in at]
 
 
 def test_one_that_dies_by_itself_fails_after_a_minute_of_the_same() -> None:
@@ -116,17 +117,36 @@ def test_one_that_dies_by_itself_fails_after_a_minute_of_the_same() -> None:
     assert died(Deaths(PATIENCE), 100) == [False], "one death is none"
     deaths = Deaths(PATIENCE)
     words = [f"port {n} pid={n * 7} at 0x7f{n}: cannot be read" for n in range(5)]
-    assert [died(deaths, 20.0 * n, words=each)[0] for n, each in enumerate(words)][-1], "numbers are no other cause"
+    assert [died(deaths, 20.0 * n, why=each)[0] for n, each in enumerate(words)][-1], "numbers are no other cause"
     deaths = Deaths(PATIENCE)
-    assert not any(died(deaths, 20.0 * n, words=each)[0] for n, each in enumerate("abcdefgh")), "each of another cause"
+    assert not any(died(deaths, 20.0 * n, why=each)[0] for n, each in enumerate("abcdefgh")), "each of another cause"
 
 
-@pytest.mark.parametrize(("code", "words"), [(-9, OWN), (-15, ""), (1, CORE_KILLED)])
-def test_one_that_is_killed_is_given_five_minutes(code: int, words: str) -> None:
-    """The server may be killed, or the engine core that it started; the server says so."""
+def test_one_that_is_killed_is_given_five_minutes() -> None:
     times = [3.0 * n for n in range(90)]
-    assert not any(died(Deaths(PATIENCE), *times, code=code, words=words))
-    assert died(Deaths(PATIENCE), *times, 330, code=code, words=words)[-1], "short of memory at every start"
+    assert not any(died(Deaths(PATIENCE), *times, killed=True))
+    assert died(Deaths(PATIENCE), *times, 330, killed=True)[-1], "short of memory at every start"
+
+
+@pytest.mark.parametrize(("said", "chance"), [([SERVER], True), ([CORE, SERVER], False)])
+def test_a_core_that_was_killed_is_told_from_one_that_ended_by_itself(
+    base: Base, settings: InferenceSettings, eventually: Eventually, said: list[str], chance: bool
+) -> None:
+    """Either way the server ends by itself, with the same words."""
+
+    def launch(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
+        lives.append(port)
+        lines = said if len(lives) > 1 else [CORE]
+        return Child(["sh", "-c", 'printf "%s\\n" "$@"; exit 1', "sh", *lines], log=log_file(settings, base))
+
+    lives: list[int] = []
+    engine = Local(base, settings, launch=launch, pause=0.01, patience=0.5)
+    engine.start()
+    try:
+        eventually(lambda: len(lives) > 4 if chance else engine.failure)
+        assert bool(engine.failure) is not chance
+    finally:
+        engine.close()
 
 
 def test_what_was_well_meanwhile_begins_anew_and_chance_does_not_excuse_a_base_that_cannot_come_up() -> None:
@@ -137,7 +157,7 @@ def test_what_was_well_meanwhile_begins_anew_and_chance_does_not_excuse_a_base_t
     deaths = Deaths(PATIENCE)
     for now in (10, 30, 50):
         died(deaths, now)
-        died(deaths, now + 5, code=-9)
+        died(deaths, now + 5, killed=True)
     assert died(deaths, 71) == [True]
 
 
