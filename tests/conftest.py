@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for shared in (
     "contract",
     "e2e",
+    "chaos",
     "compose",
     "unit/understudy/belt/folds",
 ):  # suites that several test modules inherit, and helpers beside them

@@ -16,8 +16,10 @@ import typer
 from understudy import __version__
 from understudy.errors import UnderstudyError, disk_full
 from understudy_cli import cancel, chat, clean, deadletters, delete, doctor, logs, look, plan, pull, run, topics, up
+from understudy_cli.extras import lacking
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+OURS = ("understudy", "services")
 WITH_ARGUMENTS = (
     plan.plan,
     run.run,
@@ -64,10 +66,14 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name="understudy")
-    except (UnderstudyError, OSError) as error:
-        expected = (
-            error if isinstance(error, UnderstudyError) else disk_full(error, error.filename or "the data folder")
-        )
+    except (UnderstudyError, OSError, ModuleNotFoundError) as error:
+        expected: UnderstudyError | None
+        if isinstance(error, ModuleNotFoundError):
+            expected = lacking(error.name) if error.name and not error.name.startswith(OURS) else None
+        elif isinstance(error, OSError):
+            expected = disk_full(error, error.filename or "the data folder")
+        else:
+            expected = error
         if debug or expected is None:
             traceback.print_exc()
         print(f"understudy: {expected or error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from understudy.embedded.stackfile import running
 from understudy.errors import Fatal, Transient
 from understudy.settings import Settings
 from understudy_cli.client import Gateway, Source
+from understudy_cli.extras import need_services
 from understudy_cli.folder import Folder
 
 
@@ -59,6 +60,7 @@ def started(data: Path, port: int, err: Console, base: str | None = None) -> Ite
     def say(line: str) -> None:
         err.print(line)
 
+    need_services()
     stack = Stack(data, port, base, say=say)
     stack.start()
     try:

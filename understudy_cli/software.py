@@ -51,21 +51,21 @@ def _packages() -> Iterator[Check]:
     try:
         wanted = metadata.requires("understudy") or []
     except metadata.PackageNotFoundError:
-        yield Check("packages", "warn", "understudy is not installed, so its needs are unknown", "`make install`")
+        yield Check("packages", "warn", "understudy is not installed, so its needs are unknown", "`make demo`")
         return
     extras: dict[str, list[str]] = {}
     for line in wanted:
         extra, name = re.search(r"extra == ['\"]([\w-]+)['\"]", line), re.match(r"[\w.-]+", line)
         if name and name[0] != "understudy":
-            extras.setdefault(extra[1] if extra else "kernel", []).append(name[0])
+            extras.setdefault(extra[1] if extra else "command line", []).append(name[0])
     for title, names in extras.items():
         if title in NOT_LISTED:
             continue
         versions = {name: _version(name) for name in names}
         missing = [name for name, version in versions.items() if version is None]
         found = ", ".join(f"{name} {version}" for name, version in versions.items())
-        needed = title in ("kernel", *STATIONS)
-        remedy = "pip install " + ("understudy" if title == "kernel" else f"'understudy[{title}]'")
+        needed = title in ("command line", "service", *STATIONS)
+        remedy = "pip install " + ("understudy" if title == "command line" else f"'understudy[{title}]'")
         status: Status = "ok" if not missing else "fail" if needed else "warn"
         yield check(f"packages: {title}", status, f"missing: {', '.join(missing)}" if missing else found, remedy)
 
@@ -73,7 +73,7 @@ def _packages() -> Iterator[Check]:
 def _torch() -> Check:
     version, cuda = _version("torch"), cuda_build("torch")
     if version is None:
-        return Check("torch", "fail", "not installed", "`make install`, or pip install 'understudy[trainer]'")
+        return Check("torch", "fail", "not installed", "`make demo`, or pip install 'understudy[trainer]'")
     vision = _version("torchvision")
     if vision and not cuda and "+cpu" not in vision:
         detail = f"{version} for CPUs beside torchvision {vision} for GPUs, which breaks the import of transformers"
@@ -84,7 +84,7 @@ def _torch() -> Check:
 def _engine() -> Check:
     found = [f"{name} {version}" for name in ENGINES if (version := _version(name))]
     there = bool(found and importlib.util.find_spec("vllm"))
-    remedy = "`make install` (CPU), or pip install 'understudy[engine-gpu]'"
+    remedy = "`make demo` (CPU), or pip install 'understudy[engine-gpu]'"
     return check("engine", "ok" if there else "fail", ", ".join(found) if there else "vLLM is not installed", remedy)
 
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,3 +75,13 @@ def small_recipe(folder: Path) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Belt, str]:
+    """A finished run that nobody disturbed, and what the command printed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    belt = Belt(small_recipe(folder), folder / "data")
+    done = subprocess.run(belt.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=420)
+    assert done.returncode == 0, done.stdout
+    return belt, done.stdout
