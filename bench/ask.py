@@ -58,12 +58,12 @@ def plain(url: str, rows: int, concurrency: int) -> None:
     """The child that loops over the SDK; prints like `write`."""
     import openai
 
-    from services.datagen import prompts
+    from services.datagen import instructions
     from services.datagen.filters import Candidate
 
-    turns = prompts.ask(Candidate(0, "key", question(0), "positive", "positive"), LABELS, "0", 17)
+    turns = instructions.ask(Candidate(0, "key", question(0), "positive", "positive"), LABELS, "0", 17)
     messages: Any = [turn.model_dump() for turn in turns]
-    schema: Any = prompts.schema(LABELS)
+    schema: Any = instructions.schema(LABELS)
 
     async def run() -> None:
         client, left = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0), iter(range(rows))

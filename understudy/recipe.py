@@ -92,6 +92,7 @@ class Dataset(Section):
     source: str
     """`hf:NAME[@revision]`, a CSV/JSONL/JSON/Parquet path, or an uploaded `file-...` id."""
     task: Literal["classify", "passthrough"] = "classify"
+    """Each is a file of this name in `services/datagen/tasks`."""
     columns: Columns = Columns()
     labels: dict[str, str] = Field(default_factory=dict)
     """Value in the label column -> class name, e.g. {0: negative, 1: positive}. Empty: values are the names."""

@@ -67,9 +67,10 @@ class DatasetCard(Frozen):
     format: Literal["understudy.dataset.v1"] = "understudy.dataset.v1"
     name: str
     source: str
-    task: Literal["classify", "respond", "passthrough", "prompts"]
+    task: str
+    """As in the recipe, or `prompts` for those of a panel."""
     labels: tuple[str, ...] = ()
-    """Class names in a fixed order (sorted); empty unless `classify`."""
+    """Class names in a fixed order (sorted); empty where answers are none."""
     rows: dict[str, int]
     """Examples per split."""
     rejected: int

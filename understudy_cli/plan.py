@@ -66,7 +66,7 @@ def plan(
 def compute(plan: Plan, data: Path) -> dict[str, Any]:
     """Everything that can be said, as plain data."""
     try:
-        from services.datagen.pools import wanted
+        from services.datagen.tasks import wanted
         from services.trainer.preflight import check_lengths
         from understudy_cli import measure, sample
     except ModuleNotFoundError as error:
@@ -103,8 +103,7 @@ def compute(plan: Plan, data: Path) -> dict[str, Any]:
         most = item.training.max_length
         if min(lengths(name, item.base)) <= most:
             return None
-        generator = looked[name].generator
-        known = looked[name].whole and tokens(item.base).exact and not (generator and generator.kind == "llm")
+        known = looked[name].whole and tokens(item.base).exact and not looked[name].wanted.task.asked
         if known and shortest(name, item.base) > most:
             check_lengths(name, 0, looked[name].splits.get("train", 0), most)
         return f"dataset `{name}`: none of the first rows has at most {most:,} tokens (`max_length`)"
@@ -134,7 +133,7 @@ def compute(plan: Plan, data: Path) -> dict[str, Any]:
         "datasets": [_dataset(each, lengths(name, 0)) for name, each in looked.items()],
         "items": items,
         "totals": _totals(items),
-        "llm": [_llm(each, plan.seed) for each in looked.values() if each.generator and each.generator.kind == "llm"],
+        "llm": [_llm(each, plan.seed) for each in looked.values() if each.wanted.task.asked],
         "panels": [
             _panel(name, panel, looked[panel.dataset or prompts_dataset(name)]) for name, panel in plan.panels.items()
         ],
@@ -210,19 +209,19 @@ def _totals(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _llm(looked: Looked, seed: int) -> dict[str, Any]:
     """What the instructions of a dataset cost."""
-    from services.datagen.prompts import MAX_ANSWER_TOKENS
     from services.datagen.settings import DatagenSettings
 
-    generator = looked.generator
-    assert generator
+    asked = looked.wanted.task.asked
+    assert asked
+    generator = asked.generator
     about: dict[str, Any] = {"dataset": looked.wanted.name, "model": generator.model}
     if looked.unknown:
         return about | {"unknown": looked.unknown, "budget_usd": generator.budget_usd}
     rows = sum(looked.splits.values())
     usd = estimate.price(
         rows,
-        looked.asking(seed),
-        MAX_ANSWER_TOKENS,
+        looked.asking(asked, seed),
+        asked.max_tokens,
         DatagenSettings().llm_tries,
         generator.usd_per_million_tokens,
         generator.budget_usd,

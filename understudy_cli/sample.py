@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.datagen import prompts
 from services.datagen.filters import Candidate
-from services.datagen.pools import Pools, Wanted, sift
+from services.datagen.pools import Pools, sift
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Source, Sources
 from services.datagen.splits import shares
 from services.datagen.tables import Table
-from services.datagen.templates import instruct
-from understudy.recipe import FILE_ID, HUB, Generator
+from services.datagen.tasks import Wanted
+from services.datagen.tasks.task import Asked, Order
+from understudy.recipe import FILE_ID, HUB
 from understudy.store.artifacts import ArtifactStore
 from understudy_cli.estimate import CHARACTERS_PER_TOKEN
 
@@ -28,8 +28,6 @@ LOOKED_AT = 2000
 """Rows of a source."""
 TOKENISED = 400
 """Of these rows."""
-INSTRUCTION = "instruction " * 13
-"""Judgement: about as long as what a language model writes."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +66,16 @@ class Looked:
         """(what the user says, the answer) of some of the rows: the first, or the shortest."""
         size = (lambda each: len(each.text) + len(each.answer)) if shortest else (lambda _: 0)
         for candidate in sorted(self.candidates, key=size)[:TOKENISED]:
-            if not self.wanted.classifies():
-                yield candidate.text, candidate.answer
-            elif self.generator and self.generator.kind == "llm":
-                yield f"{INSTRUCTION}\n\n{candidate.text}", candidate.answer
-            else:
-                yield instruct(candidate.text, self.labels, candidate.id(self.wanted.name), seed)[0], candidate.answer
+            yield self.wanted.task.foretell(candidate, self._order(seed))
 
-    @property
-    def generator(self) -> Generator | None:
-        """Who writes the instructions; None for prompts."""
-        return self.wanted.dataset.generator if self.wanted.dataset else None
-
-    def asking(self, seed: int) -> float:
+    def asking(self, asked: Asked, seed: int) -> float:
         """Tokens, about, of what a language model is asked for one row."""
         some = self.candidates[:TOKENISED]
-        schema = len(json.dumps(prompts.schema(self.labels)))
-        asked = [prompts.ask(candidate, self.labels, candidate.id(self.wanted.name), seed) for candidate in some]
-        characters = sum(len(turn.content) for turns in asked for turn in turns)
-        return (characters / max(1, len(some)) + schema) / CHARACTERS_PER_TOKEN
+        characters = sum(asked.characters(candidate, self._order(seed)) for candidate in some)
+        return characters / max(1, len(some)) / CHARACTERS_PER_TOKEN
+
+    def _order(self, seed: int) -> Order:
+        return Order(self.wanted.name, self.wanted.source, self.labels, seed)
 
 
 def look(wanted: Wanted, store: ArtifactStore) -> Looked:
@@ -104,12 +93,10 @@ def look(wanted: Wanted, store: ArtifactStore) -> Looked:
     for row in rows:
         sieve.take(row)
     candidates = sieve.candidates()
-    labels = tuple(sorted({str(candidate.label) for candidate in candidates})) if wanted.classifies() else ()
     pools = Pools(sources, settings.max_text_chars, settings.max_labels)
-    if whole or not candidates:
-        pools.check(wanted)
-    pools.check_labels(wanted, source.name, candidates)
+    labels = pools.classes(wanted, source, candidates, sieve.rejected, whole)
     if not candidates:
+        pools.check(wanted)
         return Looked(wanted, unknown=f"none of the first {LOOKED_AT:,} rows of {source.name} can be used")
     total = len(first) if whole else _rows_in(Path(wanted.source).expanduser(), first)
     return Looked(wanted, None, total, whole, len(sieve.rejected) / len(first), labels, candidates)

@@ -1,11 +1,10 @@
-"""From rows to candidates: what a task reads in a row, how text is cleaned, and which rows are rejected with what
-reason.
+"""From rows to candidates: how text is cleaned, and which rows are rejected with what reason.
 
     Sieve(read, max_chars).take(row) ... .candidates(), .rejected
 
 A row is rejected when it is empty, too long, has a label that the recipe does not map, asks the same as an earlier
 row, or contradicts another one (the same text with different labels: all of them go, because nobody knows which is
-right). Does not choose splits or write instructions.
+right). Does not know what a task reads in a row (`tasks/`), choose splits or write instructions.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import hashlib
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.datagen.sources import Row
-from understudy.recipe import Columns
 from understudy.records import Rejected
 
 MAX_REJECTED_CHARS = 2000
@@ -48,43 +47,6 @@ class Candidate:
 
 Read = Callable[[Mapping[str, str]], tuple[str, str, str | None]]
 """A row's values -> (text, answer, label); raises `Reject`."""
-
-
-def classify(columns: Columns, labels: Mapping[str, str]) -> Read:
-    """Text and class name. A label is looked up as it is, then without regard to case."""
-    loose = {value.casefold(): name for value, name in labels.items()}
-
-    def read(values: Mapping[str, str]) -> tuple[str, str, str]:
-        value = " ".join(values[columns.label].split())
-        name = (labels.get(value) or loose.get(value.casefold())) if labels else value
-        if not value:
-            raise Reject("empty label")
-        if not name:
-            raise Reject(f"label `{value[:80]}` is not among the recipe's labels ({', '.join(labels)})")
-        return clean(values[columns.text]), name, name
-
-    return read
-
-
-def passthrough(columns: Columns) -> Read:
-    """Instruction with its input below, and the output, as they are."""
-
-    def read(values: Mapping[str, str]) -> tuple[str, str, None]:
-        instruction, given, output = (
-            values[name].strip() for name in (columns.instruction, columns.input, columns.output)
-        )
-        if not instruction:
-            raise Reject("empty instruction")
-        if not output:
-            raise Reject("empty output")
-        return f"{instruction}\n\n{given}" if given else instruction, output, None
-
-    return read
-
-
-def prompts(values: Mapping[str, str]) -> tuple[str, str, None]:
-    """A prompt, and a reference answer if there is one."""
-    return values["prompt"].strip(), values["reference"].strip(), None
 
 
 @dataclass
@@ -142,6 +104,14 @@ def clean(text: str) -> str:
 def normalised(text: str) -> str:
     """What counts as the same text: without regard to case, white space and Unicode's compatible forms."""
     return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def reasons(rejected: Sequence[Rejected]) -> str:
+    """Half a sentence about why rows were rejected; empty when none was."""
+    if not rejected:
+        return ""
+    (reason, count), *_ = Counter(row.reason for row in rejected).most_common(1)
+    return f"; {len(rejected):,} rows were rejected, {count:,} of them because: {reason}"
 
 
 def _digest(*parts: str) -> str:

@@ -3,7 +3,7 @@
 An answer that does not pass the checks is sent back with the reason, a bounded number of times, then the row is rejected.
 When the budget does not cover the next request in the worst case, the remaining rows are rejected with that reason; rows
 are asked for in the order given, so put first what matters most. The operator's key goes to the operator's endpoint and
-nowhere else. Does not know splits, prompts (`prompts.py`), or how many are asked and kept (`llm/ask.py`).
+nowhere else. Does not know splits, prompts (`instructions.py`), or how many are asked and kept (`llm/ask.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from services.datagen import prompts
+from services.datagen import instructions
 from services.datagen.budget import Budget
 from services.datagen.filters import Candidate
 from services.datagen.templates import chance
@@ -125,16 +125,16 @@ class _Job:
         """Ask until the answer is usable, the tries are used up or the budget is spent."""
         asked, labels, candidate = self.writer, self.writer.labels, row.candidate
         if row.id not in self.talks:
-            self.talks[row.id] = _Talk(prompts.ask(candidate, labels, row.id, asked.seed))
+            self.talks[row.id] = _Talk(instructions.ask(candidate, labels, row.id, asked.seed))
         talk = self.talks[row.id]
         while talk.turns < asked.tries:
             answer = await self._complete(chat, row, talk)
             talk.turns += 1
             try:
-                return self._line(row, instruction=prompts.read(answer.text, candidate, labels))
-            except prompts.Unusable as problem:
+                return self._line(row, instruction=instructions.read(answer.text, candidate, labels))
+            except instructions.Unusable as problem:
                 talk.problem = str(problem)
-                talk.messages = [*talk.messages[:2], *prompts.again(answer.text, talk.problem)]
+                talk.messages = [*talk.messages[:2], *instructions.again(answer.text, talk.problem)]
         return self._line(row, reason=f"no usable instruction after {asked.tries} tries: {talk.problem}")
 
     def refused(self, row: Row, error: Refused, tally: Tally) -> Written:
@@ -149,8 +149,8 @@ class _Job:
             self.log.append(Written(id=f"unfinished {len(self.log.lines)}", usd=usd))
 
     async def _complete(self, chat: ChatClient, row: Row, talk: _Talk) -> Completion:
-        schema = prompts.schema(self.writer.labels)
-        worst = self._price(_tokens_at_most(talk.messages) + len(str(schema)), prompts.MAX_ANSWER_TOKENS)
+        schema = instructions.schema(self.writer.labels)
+        worst = self._price(_tokens_at_most(talk.messages) + len(str(schema)), instructions.MAX_ANSWER_TOKENS)
         if not await self.budget.reserve(worst):
             raise Enough
         cost = 0.0
@@ -158,7 +158,7 @@ class _Job:
             answer = await chat.complete(
                 self.writer.generator.model or "",
                 talk.messages,
-                max_tokens=prompts.MAX_ANSWER_TOKENS,
+                max_tokens=instructions.MAX_ANSWER_TOKENS,
                 temperature=0.7,
                 seed=(chance(row.id, self.writer.seed) & 0x7FFFFFFF) + talk.turns,
                 extra=schema,

@@ -9,7 +9,8 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 from services.datagen.build import Builder
-from services.datagen.pools import Pools, wanted
+from services.datagen.pools import Pools
+from services.datagen.tasks import wanted
 from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
 from understudy.belt.delivery import Lane
 from understudy.errors import disk_full

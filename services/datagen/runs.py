@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.datagen.pools import Pools, wanted
+from services.datagen.pools import Pools
+from services.datagen.tasks import wanted
 from understudy import bases, plan, recipe
 from understudy.belt import history, requests
 from understudy.belt.folds.views import OVER, RunState, RunSummary

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from services.datagen.filters import Sieve, classify, clean, normalised, passthrough, prompts
+from services.datagen.filters import Sieve, clean, normalised
 from services.datagen.sources import Row
-from understudy.recipe import Columns
 
-COLUMNS = Columns()
+
+def read(values: Mapping[str, str]) -> tuple[str, str, str]:
+    """As a task with classes might."""
+    return clean(values["text"]), values["label"], values["label"]
 
 
 def sift(sieve: Sieve, *rows: dict[str, str]) -> tuple[list[tuple[str, str]], dict[int, str]]:
@@ -19,27 +23,12 @@ def sift(sieve: Sieve, *rows: dict[str, str]) -> tuple[list[tuple[str, str]], di
     return kept, {reject.row: reject.reason for reject in sieve.rejected}
 
 
-def labelled(
-    *pairs: tuple[str, str], labels: dict[str, str] | None = None, most: int = 100
-) -> tuple[list[tuple[str, str]], dict[int, str]]:
-    return sift(
-        Sieve(classify(COLUMNS, labels or {}), most), *({"text": text, "label": label} for text, label in pairs)
-    )
+def labelled(*pairs: tuple[str, str]) -> tuple[list[tuple[str, str]], dict[int, str]]:
+    return sift(Sieve(read, 100), *({"text": text, "label": label} for text, label in pairs))
 
 
 def test_cleaning_removes_markup_leftovers_and_keeps_the_rest() -> None:
     assert clean(" A<br /><BR>good&nbsp;film &amp;\t<i>more</i> @me :) ") == "A good film & <i>more</i> @me :)"
-
-
-def test_labels_are_mapped_and_unknown_ones_rejected() -> None:
-    labels = {"0": "negative", "True": "positive"}
-    kept, rejected = labelled(("a", "0"), ("b", " true "), ("c", "2"), ("d", ""), labels=labels)
-    assert kept == [("a", "negative"), ("b", "positive")]
-    assert rejected == {2: "label `2` is not among the recipe's labels (0, True)", 3: "empty label"}
-
-
-def test_without_a_map_the_values_are_the_classes() -> None:
-    assert labelled(("a", "very  good"))[0] == [("a", "very good")]
 
 
 def test_empty_and_long_texts_are_rejected() -> None:
@@ -62,27 +51,8 @@ def test_contradicting_rows_are_all_rejected() -> None:
     assert "contradicts row 0" in rejected[2]
 
 
-def test_passthrough_joins_instruction_and_input_and_keeps_their_form() -> None:
-    rows = [
-        {"instruction": "Sort.", "input": "3\n  1", "output": "1\n3\n"},
-        {"instruction": "Hi", "input": " ", "output": "Hello"},
-        {"instruction": " ", "input": "x", "output": "y"},
-        {"instruction": "x", "input": "", "output": ""},
-        {"instruction": "hi", "input": "", "output": "Another answer"},
-    ]
-    kept, rejected = sift(Sieve(passthrough(COLUMNS), 100), *rows)
-    assert kept == [("Sort.\n\n3\n  1", "1\n3"), ("Hi", "Hello")]
-    assert rejected == {2: "empty instruction", 3: "empty output", 4: "duplicate of row 1"}
-
-
-def test_prompts_need_no_reference() -> None:
-    kept, rejected = sift(Sieve(prompts, 100), {"prompt": "Why?", "reference": ""}, {"prompt": "", "reference": "x"})
-    assert kept == [("Why?", "")]
-    assert rejected == {1: "empty text"}
-
-
 def test_rejected_content_is_bounded() -> None:
-    sieve = Sieve(classify(COLUMNS, {}), 10)
+    sieve = Sieve(read, 10)
     sieve.take(Row(0, {"text": "x" * 5000, "label": "a"}))
     assert len(sieve.rejected[0].content) == 2000
 
@@ -93,9 +63,9 @@ def test_normalised_texts_are_equal(one: str, other: str) -> None:
 
 
 def test_ids_depend_on_dataset_and_content_alone() -> None:
-    sieve = Sieve(classify(COLUMNS, {}), 100)
+    sieve = Sieve(read, 100)
     sieve.take(Row(7, {"text": "hello", "label": "a"}))
-    other = Sieve(classify(COLUMNS, {}), 100)
+    other = Sieve(read, 100)
     other.take(Row(0, {"text": "Hello ", "label": "a"}))
     (one,), (two,) = sieve.candidates(), other.candidates()
     assert one.id("d") == two.id("d")

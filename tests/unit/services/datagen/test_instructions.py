@@ -7,7 +7,7 @@ import json
 import pytest
 
 from services.datagen.filters import Candidate
-from services.datagen.prompts import STYLES, Unusable, ask, read, schema
+from services.datagen.instructions import STYLES, Unusable, ask, read, schema
 
 LABELS = ("positive", "negative", "not negative", "pro")
 ROW = Candidate(0, "key", "What a lovely and quiet little machine", "positive", "positive")
