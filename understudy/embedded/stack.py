@@ -1,9 +1,9 @@
 """The embedded stack: four services as child processes of this one, on one data folder, behind one port.
 
 `with Stack(data, port) as stack: stack.wait_ready(...)`. A thread watches the children: one that dies comes back on its
-port after a pause that doubles; one that says it cannot go on (`FATAL_EXIT`), or dies five times in a row, ends the stack
-with its last words. However this process ends, so do the services (`child.py`) and the lock on the data folder
-(`stackfile.py`): nothing stale is left to clean up.
+port after a pause that doubles; one that says it cannot go on (`FATAL_EXIT`), or ends five times in a row, ends the stack
+with its last words; of kills from outside, ten minutes of them do. However this process ends, so do the services
+(`child.py`) and the lock on the data folder (`stackfile.py`): nothing stale is left to clean up.
 
 Does not know what the services do, only that they answer /readyz on `UNDERSTUDY_PORT`. Does not run on several machines (Kubernetes does).
 """
@@ -11,6 +11,7 @@ Does not know what the services do, only that they answer /readyz on `UNDERSTUDY
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -39,6 +40,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 HEALTHY_AFTER = 30.0
 """Seconds of life after which earlier deaths are forgotten."""
 MAX_DEATHS = 5
+KILLED_PATIENCE = 600.0
+"""Seconds of deaths in a row before the stack gives up on a service that somebody, or the system for want of memory, kills."""
 PORT_PATIENCE = 2.0
 """Seconds to wait for the port: services of a stack that was killed a moment ago may still be ending."""
 LOOKS_PER_ROTATION = 300
@@ -55,6 +58,7 @@ class _Service:
     child: Child
     started: float
     deaths: int = 0
+    dying_since: float = 0.0
     restart_at: float | None = None
 
 
@@ -237,9 +241,13 @@ class Stack:
         code = service.child.poll()
         if code is None:
             return
-        service.deaths = 1 if now - service.started >= HEALTHY_AFTER else service.deaths + 1
+        if service.deaths == 0 or now - service.started >= HEALTHY_AFTER:
+            service.deaths, service.dying_since = 0, now
+        service.deaths += 1
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if code == FATAL_EXIT or service.deaths >= MAX_DEATHS:
+        patience = KILLED_PATIENCE if code == -signal.SIGKILL else 0.0
+        hopeless = service.deaths >= MAX_DEATHS and now - service.dying_since >= patience
+        if code == FATAL_EXIT or hopeless:
             often = "" if code == FATAL_EXIT else f" {service.deaths} times in a row"
             words = last_words(self._log(service.name)) or "it said nothing"
             raise Fatal(f"The {service.name} service {how}{often}: {words}", f"Its log: {self._log(service.name)}")

@@ -34,6 +34,8 @@ if behaviour == "fatal":
     print("out of luck: the reason is this", flush=True); print("", flush=True); sys.exit(70)
 if behaviour == "crash":
     sys.exit("always the same trouble")
+if behaviour == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -180,6 +182,21 @@ def test_five_quick_deaths_end_the_stack(
     ):
         stack.wait_ready(timeout=30)
     assert len(list((data / "marks").glob("datagen-*"))) == 5
+
+
+def test_kills_from_outside_are_no_fault_of_the_service_until_they_go_on_for_long(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed more often than a service may crash it still comes back; after the patience for it the stack says so and ends."""
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor_module, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(supervisor_module, "KILLED_PATIENCE", 6.0)
+    data = tmp_path / "data"
+    with Stack(data, commands=commands(trainer="killed"), grace=2) as stack:
+        until(lambda: len(list((data / "marks").glob("trainer-*"))) > supervisor_module.MAX_DEATHS)
+        stack.check()
+        with pytest.raises(Fatal, match="killed by signal 9"):
+            stack.wait()
 
 
 def test_second_stack_on_a_folder_is_refused(stack: Stack) -> None:
