@@ -243,6 +243,16 @@ def test_instructions_by_a_language_model_have_a_price_range_and_nobody_is_asked
     assert planned(alone, "r.yaml")["llm"][0]["usd"][1] == 0.05
 
 
+def test_a_task_that_asks_no_language_model_costs_nothing_whatever_generator_it_has(
+    alone: Alone, tmp_path: Path
+) -> None:
+    rows = "".join(json.dumps({"instruction": f"Do {n}", "output": f"done {n}"}) + "\n" for n in range(50))
+    (tmp_path / "d.jsonl").write_text(rows)
+    dataset = "{source: d.jsonl, task: passthrough, generator: {kind: llm, model: gpt-x}}"
+    (tmp_path / "r.yaml").write_text(f"datasets: {{d: {dataset}}}")
+    assert planned(alone, "r.yaml")["llm"] == []
+
+
 def test_source_and_base_replace_those_of_the_recipe(alone: Alone, tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "models" / "seedling", tmp_path / "mine")
     (tmp_path / "own.csv").write_text("\n".join(["text,label", *(f"row {n},{n % 2}" for n in range(50))]))
