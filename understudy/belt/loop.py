@@ -29,6 +29,8 @@ SUSPECT = 3
 """Deliveries without a step forward after which a message begins alone."""
 ALONE = 1.0
 """Seconds for which it stays alone: what ends a process does so at once, as a rule, and others shall not wait for long."""
+GLANCE = 0.005
+"""Seconds that are given to the bus for one more message: whoever is in hand waits so long at each of his steps."""
 
 
 @dataclass
@@ -130,7 +132,7 @@ class Loop:
             self._reconsider_at = 0.0
             self._subscription.reconsider()
         try:
-            record = self._subscription.poll(timeout=0.05 if hands else 0.5)
+            record = self._subscription.poll(timeout=GLANCE if hands else 0.5)
         except Transient as error:  # of the bus itself; what was not committed comes again
             log.warning("%s", error)
             self.stop.wait(self.backoff)
@@ -158,15 +160,15 @@ class Loop:
         return time.monotonic() >= self._wait_for and not suspects
 
     def _wait(self, hands: list[_Hand]) -> None:
-        """Until something that a hand waits for is there, at most a tick; not at all while there is room for more."""
+        """Until something that a hand waits for is there, at most a tick; while there is room for more, for a moment only."""
         if hands:
             self._subscription.keep_alive()
             futures = [hand.waits_for for hand in hands if hand.waits_for]
-            room = self._room(hands)
+            moment = self.tick / 10 if self._room(hands) else self.tick
             if futures:
-                wait(futures, timeout=0 if room else self.tick, return_when=FIRST_COMPLETED)
-            elif not room:
-                self.stop.wait(self.tick / 5)
+                wait(futures, timeout=moment, return_when=FIRST_COMPLETED)
+            else:
+                self.stop.wait(min(moment, self.tick / 5))
 
     def _advance(self, hand: _Hand, hands: list[_Hand]) -> None:
         """Let a hand go on until it has to wait, or is over."""
