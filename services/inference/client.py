@@ -21,10 +21,14 @@ SECONDS_BUSY = 300.0
 """It may take for one that waits behind other people's requests."""
 
 
+class Refused(Invalid):
+    """The engine is well, and does not do what it was asked for."""
+
+
 class EngineClient:
     """An engine's own HTTP API; `with EngineClient(url) as engine:`.
 
-    Raises `Invalid` when the engine refuses, `Transient` when it is not there. Stops when `interrupt.check` says so.
+    Raises `Refused` when the engine refuses, `Transient` when it is not there. Stops when `interrupt.check` says so.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,21 +46,22 @@ class EngineClient:
         """Names of the base and of all loaded adapters."""
         return frozenset(card["id"] for card in self._call("GET", "/v1/models").json()["data"])
 
-    def answers(self, adapter: str, folder: Path) -> None:
-        """Have the engine take up `adapter` from its folder and answer with it; raises `Invalid`, with its reason, when it cannot.
+    def answers(self, model: str) -> None:
+        """Have the engine answer with `model`, an adapter that it has to take up from its folder first, or not."""
+        self._call("POST", "/v1/completions", {"model": model, "prompt": "ready", "max_tokens": 1})
 
-        `folder` is where the adapter lies. Of one that does not load the engine says why only when it is told to load it.
-        """
+    def explain(self, adapter: str, folder: Path) -> Invalid:
+        """Why the engine refused to take up `adapter`, which lies in `folder`: it says so only when it is told to load it."""
         try:
-            self._call("POST", "/v1/completions", {"model": adapter, "prompt": "ready", "max_tokens": 1})
-        except Invalid:
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": adapter, "lora_path": str(folder)})
-            self.unload(adapter)
-            raise Invalid(
-                f"The engine does not find the adapter {folder} by itself",
-                "Start it with VLLM_PLUGINS=lora_filesystem_resolver, that folder's parent as VLLM_LORA_RESOLVER_CACHE_DIR and"
-                " the base's name as --model; `python -m services.inference.launch` does.",
-            ) from None
+        except Invalid as error:
+            return error
+        self.unload(adapter)
+        return Invalid(
+            f"The engine does not find the adapter {folder} by itself",
+            "Start it with VLLM_PLUGINS=lora_filesystem_resolver, that folder's parent as VLLM_LORA_RESOLVER_CACHE_DIR and the"
+            " base's name as --model; `python -m services.inference.launch` does.",
+        )
 
     def unload(self, name: str) -> None:
         """Forget an adapter; not having it is success."""
@@ -92,7 +97,7 @@ class EngineClient:
             return response
         # The engine answers 500 also to an adapter it cannot use (wrong rank, wrong shapes): then it stays healthy.
         if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR or self.healthy():
-            raise Invalid(f"The engine refused {path} ({response.status_code}): {_reason(response)}")
+            raise Refused(f"The engine refused {path} ({response.status_code}): {_reason(response)}")
         raise Transient(f"The engine failed at {path} ({response.status_code}): {_reason(response)}")
 
 

@@ -74,9 +74,9 @@ def check(engine: Prober, base: str, adapter: str, folder: Path, *, tolerance: f
     prompts: list[list[int] | str] = [*BUILT_IN]
     if probes is not None:
         prompts = [[*probe.token_ids[: max_len - 1]] for probe in probes]
-    before = engine.prompt_logprobs(base, prompts)
     after = engine.prompt_logprobs(adapter, prompts)
-    again = engine.prompt_logprobs(base, prompts[::-1])[::-1]  # in another order: batches differ, as they do in service
+    twice = engine.prompt_logprobs(base, prompts + prompts[::-1])  # in other places of a batch, as they are in service
+    before, again = twice[: len(prompts)], twice[len(prompts) :][::-1]
     return judge(before, after, again, probes, tolerance)
 
 

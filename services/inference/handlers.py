@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from services.inference import gate
+from services.inference.client import Refused
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from services.inference.folder import model_name
@@ -71,20 +72,16 @@ class Inference:
 
     def _gate(self, engine: Engine, attempt: str, name: str) -> Gate:
         """What the gate measured of an adapter, which answers under its name now. Raises `Invalid` when it must not."""
-        folder = self.fleet.folder
+        folder, base = self.fleet.folder, engine.base.name
+        path = folder.path(attempt)
         with engine.client() as client:
-            client.answers(attempt, folder.path(attempt))
-            measured = gate.check(
-                client,
-                engine.base.name,
-                attempt,
-                folder.path(attempt),
-                tolerance=self.tolerance,
-                max_len=engine.max_len,
-            )
+            try:
+                measured = gate.check(client, base, attempt, path, tolerance=self.tolerance, max_len=engine.max_len)
+            except Refused as error:
+                raise client.explain(attempt, path) from error
             client.unload(attempt)
             folder.settle(attempt, name)
-            client.answers(name, folder.path(name))
+            client.answers(name)
         return measured
 
 

@@ -177,13 +177,13 @@ def test_a_probe_longer_than_the_engine_takes_is_cut(tmp_path: Path) -> None:
     assert measured.slope == 1
 
 
-def test_the_base_is_measured_before_and_after_and_in_two_orders(tmp_path: Path) -> None:
+def test_the_base_is_measured_twice_and_in_two_orders(tmp_path: Path) -> None:
     probes = probes_of(*trained("six-steps"))
     (tmp_path / "probe.json").write_text(Probes(probes=probes).model_dump_json())
     engine = Engine(probes, *served("six-steps", "float32", "1"))
     gate.check(engine, "base", "ft", tmp_path, tolerance=0.1, max_len=512)
-    assert [model for model, _ in engine.asked] == ["base", "ft", "base"]
-    assert engine.asked[2][1] == engine.asked[0][1][::-1]
+    prompts = [[*probe.token_ids] for probe in probes]
+    assert engine.asked == [("ft", prompts), ("base", prompts + prompts[::-1])]
 
 
 def test_without_probes_the_adapter_must_still_change_something() -> None:
