@@ -86,8 +86,11 @@ def become(settings: InferenceSettings) -> NoReturn:
     if not settings.base:
         raise Invalid("UNDERSTUDY_BASE is not set", "Name the base model that this engine serves.")
     base = resolve(settings.base, settings.models)
-    if not settings.adapters().is_dir():
-        raise Invalid(f"There is no folder {settings.adapters()}", "Mount there what inference writes adapters to.")
+    try:
+        settings.adapters().mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # vLLM does not start without it
+        why = f"There is no folder {settings.adapters()}, and it cannot be made ({error.strerror})"
+        raise Invalid(why, "Mount there what inference writes adapters to.") from error
     os.chdir(working_directory(base) or ".")
     line = command(base, settings, settings.port, covering_rank(settings.max_lora_rank), host=settings.host)
     os.execve(line[0], line, {**os.environ, **environment(base, settings)})

@@ -54,17 +54,18 @@ def test_an_engine_of_its_own_has_the_options_of_ours_and_answers_other_machines
     went: list[Path] = []
     monkeypatch.setattr(os, "execve", lambda *call: became.append(call))
     monkeypatch.setattr(os, "chdir", went.append)
-    with pytest.raises(Invalid, match="Mount there what inference writes"):
-        become(settings.model_copy(update={"base": "tiny"}))
-    settings.adapters().mkdir()
     become(settings.model_copy(update={"base": "tiny", "host": "0.0.0.0", "port": 8000, "max_lora_rank": 20}))
     [(program, line, env)] = became
     assert program == line[0] == sys.executable
     assert line == command(resolve("tiny", settings.models), settings, 8000, 32, host="0.0.0.0")
     assert went == [settings.models.resolve()]
     assert env.items() >= environment(resolve("tiny", settings.models), settings).items()
+    assert settings.adapters().is_dir(), "it may be the first to start"
     with pytest.raises(Invalid, match="UNDERSTUDY_BASE is not set"):
         become(settings)
+    (settings.data / "file").touch()
+    with pytest.raises(Invalid, match="Mount there what inference writes"):
+        become(settings.model_copy(update={"base": "tiny", "data": settings.data / "file"}))
 
 
 def test_a_hub_name_makes_one_log_file(settings: InferenceSettings) -> None:
