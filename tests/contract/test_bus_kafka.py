@@ -323,6 +323,34 @@ def test_who_works_while_the_broker_is_away_goes_on_and_leaves_in_time(
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_who_was_not_heard_for_a_session_keeps_its_work_unless_somebody_took_it(
+    taken_over: bool, connect: Callable[[], KafkaBus]
+) -> None:
+    bus = connect()
+    bus.publish(request("a"))
+    silent = bus.subscribe("datagen", [TOPIC], "silent")
+    record = taken(silent)
+    silent._consumer._coordinator._close_heartbeat()
+    other = connect().subscribe("datagen", [TOPIC], "other") if taken_over else None
+    if other:
+        assert run_of(taken(other, 4 * SESSION)) == "a"
+    else:
+        time.sleep(2 * SESSION)
+    ends = time.monotonic() + 3 * SESSION
+    while time.monotonic() < ends and silent.holds(record):
+        silent.keep_alive()
+        if other:
+            other.keep_alive()
+        time.sleep(0.1)
+    assert silent.holds(record) is not taken_over
+    if not taken_over:
+        silent.commit(record, [closed("a")])
+        assert reasons(bus) == ["x"]
+        bus.publish(request("b"))
+        assert [run_of(each) for each in drain(silent, 3)] == ["b"]
+
+
 @needs_own_broker
 def test_a_killed_broker_comes_back_and_everything_goes_on(tmp_path: Path) -> None:
     home = kafka_broker.home()

@@ -22,7 +22,7 @@ class Member:
     topics: frozenset[str]
     owned: frozenset[Partition] = frozenset()
     working: frozenset[Partition] = frozenset()
-    """Of the records it has in hand."""
+    """Of the records it has in hand; not owned when the group took them away because it could not be heard."""
     busy: bool = False
     """Whether it can take no more, and that for a while already."""
     declined: frozenset[Partition] = frozenset()
@@ -46,6 +46,8 @@ def share(members: Mapping[str, Member], partitions: Collection[Partition]) -> d
             at = owner.get(partition, "")
             if at in members and partition in members[at].working:
                 target[at].add(partition)
+            elif not at and (claim := [name for name in subscribed if partition in members[name].working]):
+                target[claim[0]].add(partition)  # it was not heard for a while, and went on
             elif able := _able(partition, members, takers, subscribed):
                 # Whoever has it already, and is able, keeps it.
                 target[min(able, key=lambda name: (name != at, _height(target[name], topic), name))].add(partition)

@@ -4,7 +4,8 @@
   and kafka-python gives all of one partition before the next. What is held back is not committed, and dropped with its
   partition.
 - Work may take hours: meanwhile the member goes on polling and holds back what it receives, so it keeps its place.
-- How often a record was handed out, and how far it got, ride along with the committed offset.
+- How often a record was handed out, how far it got, and by whom ride along with the committed offset.
+- Who could not be heard for longer than a session goes on with what it has in hand, and keeps it if nobody took it meanwhile.
 - What it has in hand and what it declined it tells the group with the assignor's user data; who gets what is `balance.py`.
 
 Does not publish on its own account nor read along (`kafka.py`)."""
@@ -16,6 +17,7 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +67,8 @@ log = logging.getLogger(__name__)
 class _InHand:
     raw: Any
     """As the consumer received it."""
+    by: str
+    """Who handed it out."""
     deliveries: int
     """Since it last got further, this one included."""
     furthest: int
@@ -74,7 +78,7 @@ class _InHand:
 
     def said(self, deliveries: int) -> OffsetAndMetadata:
         """Its offset, and what is to be remembered of it."""
-        return OffsetAndMetadata(self.raw.offset, f"{deliveries} {self.furthest}")
+        return OffsetAndMetadata(self.raw.offset, f"{deliveries} {self.furthest} {self.by}")
 
 
 class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -84,7 +88,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._bus = bus
         self._group = bus.prefix + group
         self._member = member
+        self._by = uuid.uuid4().hex[:8]
+        """Tells us from every other member, also from one of our name."""
         self._hand: dict[TopicPartition, _InHand] = {}
+        self._doubtful: set[TopicPartition] = set()
+        """What is in hand of partitions that the group took away because it did not hear us."""
         self._heads: dict[TopicPartition, deque[Any]] = {}
         """What was fetched and is not in hand yet, in order."""
         self._declined: dict[TopicPartition, int] = {}
@@ -198,12 +206,23 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         leaving.join(ORDERLY)
 
     def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Nothing is known of them yet, and nothing kept."""
+        for partition in assigned & self._doubtful:  # what is in hand would come again
+            self._consumer.seek(partition, self._hand[partition].raw.offset + 1)
 
     def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         for partition in revoked:
-            for known in (self._hand, self._heads, self._positions, self._waited):
+            self._hand.pop(partition, None)
+        self._forget(revoked)
+
+    def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
+        self._forget(lost)
+        self._doubtful = lost & self._hand.keys()
+
+    def _forget(self, partitions: set[TopicPartition]) -> None:
+        for partition in partitions:
+            for known in (self._heads, self._positions, self._waited):
                 known.pop(partition, None)
+        self._doubtful -= partitions
 
     def says(self) -> tuple[set[TopicPartition], set[TopicPartition], bool, set[TopicPartition]]:
         """What the group is to know: the partitions we have, those we work on, whether we can take no more, and what we
@@ -265,7 +284,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         deliveries, furthest = self._known_of(partition, self._heads[partition][0].offset)
         raw = self._heads[partition].popleft()
         # In hand before it is committed: else a sharing out in this moment would not know that we work on it.
-        hand = self._hand[partition] = _InHand(raw, deliveries + 1, furthest)
+        hand = self._hand[partition] = _InHand(raw, self._by, deliveries + 1, furthest)
         try:
             self._commit({partition: hand.said(hand.deliveries)})
         except BaseException:
@@ -306,7 +325,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         position = self._position(partition)
         if position.offset != offset or not position.metadata:
             return 0, 0
-        deliveries, furthest = position.metadata.split()
+        deliveries, furthest = position.metadata.split()[:2]
         return int(deliveries), int(furthest)
 
     def _after(self, partition: TopicPartition, offset: int) -> int:
@@ -357,8 +376,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         deadline = time.monotonic() + patience
         while self.holds(record) and time.monotonic() < deadline:
             try:
-                attempt()
-                return True
+                if self._partition(record) not in self._doubtful:
+                    attempt()
+                    return True
+                self._take_part()
             except MOVED:
                 self._take_part()  # which tells whether the partition stays ours
             except REPLACED:
@@ -380,13 +401,29 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             # Whoever has quick work in hand has no time to wait; who waits to join has.
             self._fetch(0 if self._settled() else 0.05)
+            self._clear_doubts()
             # kafka-python does not say that somebody came under our name: a commit does.
-            if self._hand:
-                self._commit({p: hand.said(hand.deliveries) for p, hand in tuple(self._hand.items())}, SHORT)
+            if sure := {p: hand.said(hand.deliveries) for p, hand in self._hand.items() if p not in self._doubtful}:
+                self._commit(sure, SHORT)
         except MOVED:
             pass
         except REPLACED:
             self._replaced = True
+
+    def _clear_doubts(self) -> None:
+        """Keep of what the group took away what it gave back and nobody else took meanwhile."""
+        for partition in tuple(self._doubtful) if self._settled() else ():
+            ours = partition in self._consumer.assignment()
+            if ours:
+                position = self._position(partition)
+                said = (position.metadata or "").split()
+                ours = position.offset == self._hand[partition].raw.offset and said[2:] == [self._by]
+                if not ours:
+                    self._heads.pop(partition, None)
+                    self._consumer.seek(partition, position.offset)
+            if not ours:
+                del self._hand[partition]
+            self._doubtful.discard(partition)
 
     def _settled(self) -> bool:
         """Whether the group is not being shared out. While it is, brokers answer nothing else: the request to join is

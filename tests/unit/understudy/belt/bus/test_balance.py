@@ -103,3 +103,12 @@ def test_of_two_claims_the_one_that_works_counts() -> None:
     both = frozenset([("a", 0)])
     members = {"one": Member(frozenset("a"), both, both), "two": Member(frozenset("a"), both)}
     assert ("a", 0) in share(members, [("a", 0)])["one"]
+
+
+def test_who_was_not_heard_gets_its_work_back_unless_somebody_has_it() -> None:
+    """After all members were taken for dead nobody owns anything; the one that a partition went to meanwhile keeps it."""
+    work = frozenset([("a", 5)])
+    members = {name: Member(frozenset("a")) for name in ("one", "two")} | {"zed": Member(frozenset("a"), working=work)}
+    assert work <= share(members, PARTITIONS[:6])["zed"]
+    members["one"] = Member(frozenset("a"), owned=work, working=work)
+    assert work <= share(members, PARTITIONS[:6])["one"]
