@@ -42,6 +42,13 @@ class EngineClient:
         except httpx.HTTPError:
             return False
 
+    def lost_its_core(self) -> bool:
+        """Whether the server says that what computes behind it has ended: it ends too, but takes its time."""
+        try:
+            return self._http.get("/health", timeout=5).status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        except httpx.HTTPError:  # busy, or ending
+            return False
+
     def models(self) -> frozenset[str]:
         """Names of the base and of all loaded adapters."""
         return frozenset(card["id"] for card in self._call("GET", "/v1/models").json()["data"])

@@ -12,6 +12,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import count
 
 from services.inference.client import EngineClient
 from services.inference.engine import POLL, Engine
@@ -35,6 +36,8 @@ CORE_GONE, CORE_SAID = (
 )
 """What vLLM's server says when the core that it started has ended, and what that says when it ends by itself."""
 LONGEST_PAUSE = 30.0
+EVERY = 5
+"""Looks at the process for one at what it says."""
 
 
 class Deaths:
@@ -97,13 +100,12 @@ class Local(Engine):
             url = f"http://127.0.0.1:{port}"
             with EngineClient(url) as client:
                 why = self._until_healthy(client, url, process)
-            if why is None:
-                self.up(url)
-                served_from = time.monotonic()
-                while process.poll() is None and self.rank <= rank and not self.stopping.wait(POLL):
-                    pass
-                why = f"The engine of `{self.base.name}` ended. {self._last_words()}"
-            killed = self._was_killed(process)
+                if why is None:
+                    self.up(url)
+                    served_from = time.monotonic()
+                    self._until_over(client, process, rank)
+                    why = f"The engine of `{self.base.name}` ended. {self._last_words()}"
+                killed = self._was_killed(client, process)
         except Interrupted:
             why = "stopped"
         except Exception as error:
@@ -130,10 +132,18 @@ class Local(Engine):
                 )
         return "stopped"
 
-    def _was_killed(self, process: Process) -> bool:
+    def _until_over(self, client: EngineClient, process: Process, rank: int) -> None:
+        """While it serves, and need not be able to do more."""
+        for look in count(1):
+            ended = process.poll() is not None or (look % EVERY == 0 and client.lost_its_core())
+            if ended or self.rank > rank or self.stopping.wait(POLL):
+                return
+
+    def _was_killed(self, client: EngineClient, process: Process) -> bool:
         """Also when it was the core, which dies without a word then: the server ends by itself, with the same words each time."""
         said = self._log.read_bytes()[self._log_from :].decode(errors="replace")
-        return (process.poll() or 0) < 0 or bool(CORE_GONE.search(said) and not CORE_SAID.search(said))
+        core = CORE_GONE.search(said) or client.lost_its_core()
+        return (process.poll() or 0) < 0 or bool(core and not CORE_SAID.search(said))
 
     def _last_words(self) -> str:
         said = last_words(self._log, lines=3, telling=("Error", "error:"), since=self._log_from)

@@ -2,7 +2,8 @@
 for it, and ends when it is asked for one that it took up and whose folder is gone, as vLLM does once it has to read it again.
 
 An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely, and takes the
-seconds in a file `slow` for it. GET /most tells how many measurements it had at once.
+seconds in a file `slow` for it. Asked for a model `lose the core` it goes on without what computes. GET /most tells how
+many measurements it had at once.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ class Handler(BaseHTTPRequestHandler):
     adapters: dict[str, str] = {}  # noqa: RUF012
     lock = Lock()
     busy = most = 0
+    lost = False
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            return self.answer(200, {})
+            return self.answer(503 if self.lost else 200, {})
         if self.path == "/most":
             return self.answer(200, {"most": Handler.most})
         return self.answer(200, {"data": [{"id": name} for name in (self.base, *self.adapters)]})
@@ -45,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/unload_lora_adapter":
             return self.answer(200 if self.adapters.pop(name, None) else 404, {"error": {"message": "not found"}})
         model = body["model"]
+        if self.lost or model == "lose the core":
+            Handler.lost = True
+            return self.answer(500, {"error": {"message": "EngineCore encountered an issue"}})
         if model != self.base and model not in self.adapters:
             if not (self.folder / model).is_dir():
                 return self.answer(404, {"error": {"message": f"The model {model} does not exist"}})
