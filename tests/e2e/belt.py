@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ class Belt:
 
     recipe: Path
     data: Path
+    seconds: float = 0.0
+    """That the run took, if it was timed."""
 
     def command(self) -> list[str]:
         return [str(UNDERSTUDY), "run", str(self.recipe), "--data", str(self.data)]
@@ -82,6 +85,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Belt, str]:
     """A finished run that nobody disturbed, and what the command printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     belt = Belt(small_recipe(folder), folder / "data")
+    began = time.monotonic()
     done = subprocess.run(belt.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=420)
+    belt.seconds = time.monotonic() - began
     assert done.returncode == 0, done.stdout
     return belt, done.stdout
