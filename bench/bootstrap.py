@@ -15,21 +15,23 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported; threads
 
 import numpy as np
 
+from services.evaluator.compare import compare
 from services.evaluator.metrics.bleu import Bleu
 from services.evaluator.metrics.classification import Classification
 from services.evaluator.metrics.family import Family, Floats
 from services.evaluator.metrics.perplexity import Perplexity
 from services.evaluator.metrics.rouge import RougeL
-from services.evaluator.stats import difference, resampled_sums
 
 ROWS, RESAMPLES, SAMPLE = 2000, 1000, 20
+CLASSES = np.random.default_rng(0).integers(0, 2, ROWS)
+"""Of the questions."""
 CLASS_METRICS = ("accuracy", "precision", "recall", "f1")
 
 
 def tables(seed: int) -> list[tuple[Family, Floats]]:
     """Per-row statistics of one model, as its answers would give them."""
     dice = np.random.default_rng(seed)
-    gold, said = dice.integers(0, 2, ROWS), dice.integers(0, 2, ROWS)
+    gold, said = CLASSES, dice.integers(0, 2, ROWS)
     classes = np.arange(2)
     is_gold, is_said = gold[:, None] == classes, said[:, None] == classes
     one = np.ones((ROWS, 1))
@@ -51,19 +53,10 @@ def tables(seed: int) -> list[tuple[Family, Floats]]:
 
 def ours(base: list[tuple[Family, Floats]], variant: list[tuple[Family, Floats]]) -> dict[str, tuple[float, float]]:
     """Intervals of all differences."""
-    sums = resampled_sums(np.hstack([table for _, table in base + variant]), RESAMPLES, (17,))
-    found = {}
-    column, half = 0, sum(table.shape[1] for _, table in base)
-    for (family, table_b), (_, table_v) in zip(base, variant, strict=True):
-        width = table_b.shape[1]
-        of_base = family.values(sums[:, column : column + width])
-        of_variant = family.values(sums[:, half + column : half + column + width])
-        value_b, value_v = family.values(table_b.sum(axis=0)), family.values(table_v.sum(axis=0))
-        for name in of_base:
-            change = difference(float(value_v[name]), float(value_b[name]), of_variant[name], of_base[name])
-            found[name] = (change.low, change.high)
-        column += width
-    return found
+    families = [family for family, _ in base]
+    tables = {item: {f.key: table for f, table in of_item} for item, of_item in (("base", base), ("variant", variant))}
+    found = compare(families, tables, {"variant": "base"}, CLASSES, RESAMPLES, (17,))
+    return {each.metric: (each.changes["variant"][0].low, each.changes["variant"][0].high) for each in found}
 
 
 def naive(base: list[tuple[Family, Floats]], variant: list[tuple[Family, Floats]], resamples: int) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from services.evaluator.measure import measure, versions
+from services.evaluator.measure import measure, write_answers, write_measures
 from services.evaluator.panels import questionnaire
 from services.evaluator.reports import Reports
 from understudy.plan import PlannedBase, make
@@ -22,7 +22,6 @@ from understudy.records import (
     Answered,
     DatasetCard,
     Example,
-    Measured,
     Prediction,
     Provenance,
     Turn,
@@ -97,16 +96,14 @@ def main() -> None:
         scored, measuring = {}, 0.0
         for item, skill in ITEMS.items():
             with store.draft() as folder, store.draft() as measures:
-                found = {}
-                for panel in asked:
-                    said = [answer(row, dice, skill) for row in panel.examples]
-                    write_jsonl(folder / f"answers-{panel.name}.jsonl", said)
-                    began = time.perf_counter()
-                    found[panel.name] = measure(panel, said, measures / f"measures-{panel.name}.npz")
-                    measuring += time.perf_counter() - began
-                about = {"item": item, "model": item, "decoding": {}}
-                write_json(folder / "answers.json", Answered(**about))
-                write_json(measures / "measures.json", Measured(**about, panels=found, versions=versions()))
+                about = Answered(item=item, model=item, decoding={})
+                said = {panel.name: [answer(row, dice, skill) for row in panel.examples] for panel in asked}
+                write_answers(folder, about, said)
+                began = time.perf_counter()
+                write_measures(
+                    measures, about, {panel.name: measure(panel, said[panel.name], measures) for panel in asked}
+                )
+                measuring += time.perf_counter() - began
                 answers = store.put(keys.answers("r", item), folder)
                 scored[item] = Scored(answers=answers, measures=store.put(keys.measures("r", item), measures))
         inputs = Inputs(

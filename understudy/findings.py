@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from understudy.metrics import METRICS, Reading
+from understudy.metrics import known
 from understudy.plan import Item
 from understudy.recipe import BASE, Training
 from understudy.report import Cell, MetricRow, PanelReport, Report
@@ -22,6 +22,11 @@ FEW = 30
 """Questions below which an interval is too narrow."""
 LARGE = 10_000
 Kind = Literal["gained", "lost", "no clear difference"]
+JUDGED: dict[str | None, str] = {
+    "better": "which is a gain",
+    "worse": "which is a loss",
+    "no clear difference": "which is no clear difference",
+}
 KINDS: dict[str | None, Kind] = {"better": "gained", "worse": "lost", "no clear difference": "no clear difference"}
 
 
@@ -36,17 +41,18 @@ class Finding:
 
 def name(row: MetricRow) -> str:
     """The metric as people write it."""
-    return f"{METRICS[row.metric].title}{' by likelihood' if row.reading == 'likeliest' else ''}"
+    return f"{known(row.metric).title}{' by likelihood' if row.reading == 'likeliest' else ''}"
 
 
 def title(metric: str) -> str:
-    """A metric that has no row."""
-    return METRICS[metric].title
+    """A metric that has no row, or `metric of item`."""
+    name, _, whose = metric.partition(" of ")
+    return f"{known(name).title} of {whose}" if whose else known(name).title
 
 
 def value(metric: str, number: float) -> str:
     """A metric's value: shares in per cent, the others as they are."""
-    share = METRICS[metric].share
+    share = known(metric).share
     return f"{_factor(metric) * number:.{_decimals(metric, number)}f}{' %' if share else ''}"
 
 
@@ -60,7 +66,7 @@ def change(metric: str, number: float, size: float | None = None, unit: bool = F
     """A difference with its sign; `size` is the value whose decimals it takes."""
     decimals = _decimals(metric, number if size is None else size)
     text = f"{_factor(metric) * number:+.{decimals}f}".replace("-", MINUS)
-    return f"{text} points" if unit and METRICS[metric].share else text
+    return f"{text} points" if unit and known(metric).share else text
 
 
 def change_span(metric: str, cell: Cell) -> str:
@@ -71,34 +77,40 @@ def change_span(metric: str, cell: Cell) -> str:
 
 
 def _factor(metric: str) -> int:
-    return 100 if METRICS[metric].share else 1
+    return 100 if known(metric).share else 1
 
 
 def _decimals(metric: str, number: float) -> int:
     """None for what is so large that nobody reads them."""
-    return 0 if abs(number) >= LARGE else METRICS[metric].decimals
+    return 0 if abs(number) >= LARGE else known(metric).decimals
 
 
 def openings(report: Report) -> list[str]:
     """What a reader must know first: where models name no class, and what is left of a difference without that."""
-    return [said for panel in report.panels for item in report.compared if (said := _opening(panel, report, item))]
+    return [said for panel in report.panels if (said := _opening(panel, report))]
 
 
-def _opening(panel: PanelReport, report: Report, item: str) -> str | None:
-    other = report.compared_with[item]
-    unread = [(who, panel.parse_failures.get(who, 0)) for who in (other, item)]
-    failing = [(who, count) for who, count in unread if count > BY_FORMAT * panel.n]
-    if not failing:
+def _opening(panel: PanelReport, report: Report) -> str | None:
+    failing = [item for item in report.items if _fails_by_format(panel, item)]
+    held = [item for item in report.compared if item in failing or report.compared_with[item] in failing]
+    if not held:
         return None
-    who = listed([f"{count} of {panel.n} answers of {the(who)}" for who, count in failing])
-    start = f"On {panel.name}, {who} name no class: a difference between {item} and {the(other)} in what they wrote is one of format too."
+    who = listed([f"{panel.parse_failures[item]} of {panel.n} answers of {the(item)}" for item in failing])
+    start = f"On {panel.name}, {who} name no class: a difference in what was written is one of format too."
     row = panel.row("accuracy", "likeliest") or next((r for r in panel.metrics if r.reading == "likeliest"), None)
-    if row is None or row.cells.get(item) is None or row.cells[item].delta is None:
+    if row is None or not any(item in row.cells and row.cells[item].verdict for item in held):
         return f"{start} How much of it is, nobody can say: which class they find most likely is not known."
-    moved = _moved(row, row.cells[item], row.cells[other])
-    known = {"better": "gain", "worse": "loss"}.get(row.cells[item].verdict or "")
-    judged = f"That much of the {known} is none of format." if known else "That is no clear difference."
-    return f"{start} By the class that each finds most likely, {METRICS[row.metric].title} {moved}. {judged}"
+    without = [
+        f"{item}'s {known(row.metric).title} {_moved(row, row.cells[item], row.cells[report.compared_with[item]])}, "
+        f"{JUDGED[row.cells[item].verdict]}"
+        for item in held
+        if item in row.cells and row.cells[item].verdict
+    ]
+    return f"{start} By the class that each finds most likely, in which format has no part, {'; '.join(without)}."
+
+
+def _fails_by_format(panel: PanelReport, item: str) -> bool:
+    return panel.parse_failures.get(item, 0) > BY_FORMAT * panel.n
 
 
 def findings(report: Report, item: str) -> list[Finding]:
@@ -171,24 +183,33 @@ def caveats(report: Report) -> list[str]:
             else f"{missing} was not scored, so there is nothing to hold {listed(held)} against."
         )
     for panel in report.panels:
-        if panel.metrics and panel.n < FEW:
-            said.append(f"Panel {panel.name} has only {panel.n} questions; intervals from so few are too narrow.")
+        fewest = min((cell.n for row in panel.metrics for cell in row.cells.values()), default=FEW)
+        if fewest < FEW:
+            said.append(f"On {panel.name} a metric has only {fewest} questions; intervals from so few are too narrow.")
+        opened = _opening(panel, report)
         for item in report.items:
             if refused := panel.refused[item]:
                 said.append(
                     f"{item}: {refused} of {panel.n} questions of {panel.name} were refused and count as empty answers."
                 )
-            if (failures := panel.parse_failures.get(item, 0)) > BY_FORMAT * panel.n:
+            if _fails_by_format(panel, item) and not opened:
                 said.append(
-                    f"{item}: no class could be read from {failures} of {panel.n} answers on {panel.name}; they count as wrong."
+                    f"{item}: no class could be read from {panel.parse_failures[item]} of {panel.n} answers on {panel.name};"
+                    " they count as wrong."
                 )
+        said += [f"{title(what)} on {panel.name} was not computed: {why}." for what, why in panel.not_computed.items()]
+    if len(bases(report)) > 1 and any(panel.row("perplexity") for panel in report.panels):
+        said.append("Perplexity depends on the tokenizer: it is compared only between items on the same base.")
     return said
 
 
 def _finding(kind: Kind, panel: PanelReport, report: Report, item: str) -> Finding | None:
-    """Of what was written, and of the likeliest class where there is nothing else of this kind to say."""
-    said = [row for row in panel.metrics if item in row.cells and KINDS.get(row.cells[item].verdict) == kind]
-    rows = _read(said, "written") or _read(said, "likeliest")
+    """Of what was written: the likeliest class is spoken of where that is not to be trusted, in the openings."""
+    rows = [
+        row
+        for row in panel.metrics
+        if row.reading == "written" and item in row.cells and KINDS.get(row.cells[item].verdict) == kind
+    ]
     if not rows:
         return None
     names = [name(row) for row in rows]
@@ -199,10 +220,6 @@ def _finding(kind: Kind, panel: PanelReport, report: Report, item: str) -> Findi
     same = "better" if kind == "gained" else "worse"
     more = f"; {listed(names[1:])} {same} too" if names[1:] else ""
     return Finding(kind, panel.name, text + more)
-
-
-def _read(rows: Sequence[MetricRow], reading: Reading) -> list[MetricRow]:
-    return [row for row in rows if row.reading == reading]
 
 
 def _moved(row: MetricRow, cell: Cell, other: Cell) -> str:

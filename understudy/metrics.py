@@ -6,6 +6,7 @@ Recipes are checked against this table, reports are spoken from it, and the eval
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Needs = Literal["classes", "reference", "likelihood"]
@@ -48,6 +49,16 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def of_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+def known(name: str) -> Metric:
+    """The metric called `name`; a stranger, which a newer version knows, is told as it is."""
+    return METRICS.get(name) or Metric(name, name, "", "reference", 3)
+
+
+def of_classes(names: Sequence[str]) -> tuple[str, ...]:
     """Those of `names` for which an answer is right or wrong."""
-    return tuple(name for name in names if METRICS[name].needs == "classes")
+    return tuple(name for name in names if known(name).needs == "classes")
+
+
+def asks_likeliest(names: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether a panel with these metrics and classes asks which class is the likeliest: each class is a question of its own."""
+    return bool(of_classes(names)) and len(labels) <= MOST_LIKELIEST

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from understudy.errors import Invalid
 from understudy.hints import nearest
@@ -30,15 +30,6 @@ HUB = "hf:"
 """Before the name of a data set on the Hugging Face hub, as a source."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 MAX_RECIPE_BYTES = 256 * 1024
-
-
-def _metric(name: str) -> str:
-    if name not in METRICS:
-        raise ValueError(f"there is no metric `{name}`{nearest(name, METRICS)}")
-    return name
-
-
-MetricName = Annotated[str, AfterValidator(_metric)]
 
 
 class Section(BaseModel):
@@ -57,6 +48,9 @@ class Columns(Section):
     output: str = "output"
 
 
+Price = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class Generator(Section):
     """Who writes the instructions of a `classify` dataset."""
 
@@ -65,9 +59,9 @@ class Generator(Section):
     """Model name at the endpoint; needed when `kind: llm`."""
     base_url: str | None = None
     """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else api.openai.com. OPENAI_API_KEY goes there and nowhere else."""
-    budget_usd: float | None = Field(default=None, gt=0)
+    budget_usd: float | None = Field(default=None, gt=0, le=1e9)
     """Stop before the estimated cost passes this."""
-    usd_per_million_tokens: tuple[float, float] = (0.15, 0.60)
+    usd_per_million_tokens: tuple[Price, Price] = (0.15, 0.60)
     """Price of (prompt, completion) tokens that the budget is kept with."""
     concurrency: int = Field(default=16, ge=1, le=512)
 
@@ -164,7 +158,7 @@ class Panel(Section):
     """A dataset of this recipe; its test split is asked."""
     prompts: str | None = None
     """Or a JSONL of {prompt, reference?} (path or file id)."""
-    metrics: Annotated[tuple[MetricName, ...], Field(max_length=64)]
+    metrics: Annotated[tuple[str, ...], Field(max_length=64)]
     max_tokens: int = Field(default=64, ge=1, le=4096)
 
     @model_validator(mode="after")
@@ -207,6 +201,8 @@ class Recipe(Section):
             if data not in self.datasets:
                 raise ValueError(f"{where}: no dataset called `{data}`{nearest(data, self.datasets)}")
         for name, panel in self.evaluation.panels.items():
+            if unknown := next((metric for metric in panel.metrics if metric not in METRICS), None):
+                raise ValueError(f"evaluation.panels.{name}: there is no metric `{unknown}`{nearest(unknown, METRICS)}")
             classes = of_classes(panel.metrics)
             if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
                 raise ValueError(f"evaluation.panels.{name}: {', '.join(classes)} need a `classify` dataset")

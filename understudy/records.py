@@ -156,8 +156,8 @@ class PanelMeasures(Frozen):
     """Questions."""
     references: int
     """Those with a reference answer."""
-    signatures: dict[str, tuple[str, ...]]
-    """Family of metrics -> what exactly each of its metrics computes from its table in the npz file: (n, k) numbers, one row per
+    signatures: dict[str, dict[str, str]]
+    """Family of metrics -> metric -> what exactly it computes from the family's table in the npz file: (n, k) numbers, one row per
     question, the last one 1 where the question counts."""
     refused: int
     """Questions that the endpoint would not take."""

@@ -44,18 +44,22 @@ class Inputs(Frozen):
 
     @property
     def digest(self) -> str:
-        """Equal for equal inputs, and for nothing else."""
-        return hashlib.sha256(f"{FORMAT}\n{self.model_dump_json()}".encode()).hexdigest()
+        """Equal for equal inputs, and for nothing else; an input that comes later and has its default changes none."""
+        return hashlib.sha256(f"{FORMAT}\n{self.model_dump_json(exclude_defaults=True)}".encode()).hexdigest()
 
 
 class Cell(Frozen):
     """One metric of one item, and against the one it is compared with."""
 
+    n: int
+    """Questions that count for it."""
     value: float
     low: float
     high: float
+    paired_n: int | None = None
+    """Questions that count for both; the difference is of these."""
     delta: float | None = None
-    """Value minus the other's; None where there is no other, or it was not scored."""
+    """Value minus the other's; None where there is no other, it was not scored, or the two cannot be compared."""
     delta_low: float | None = None
     delta_high: float | None = None
     p: float | None = None
@@ -71,10 +75,14 @@ class MetricRow(Frozen):
     reading: Reading = "written"
     """Which class an answer stands for, where the metric is about classes."""
     signature: str
-    n: int
     higher_is_better: bool
     cells: dict[str, Cell]
     """By item, without those for which no question counts."""
+
+    @property
+    def n(self) -> int:
+        """Questions that count for some item."""
+        return max((cell.n for cell in self.cells.values()), default=0)
 
 
 class Answer(Frozen):
@@ -111,7 +119,7 @@ class PanelReport(Frozen):
     labels: tuple[str, ...]
     metrics: tuple[MetricRow, ...]
     not_computed: dict[str, str]
-    """Metric -> why it is missing."""
+    """Metric, or `metric of item`, -> why it is missing."""
     parse_failures: dict[str, int]
     """Item -> answers in which no class could be read; empty unless the panel asks for classes."""
     refused: dict[str, int]

@@ -40,7 +40,7 @@ def report_of(
     scored = {item: Scored(answers=nothing, measures=nothing) for item in cells}
     inputs = Inputs(run=run, plan=nothing, scored=scored, failed=tuple(failed), cancelled=tuple(cancelled))
     up = METRICS[metric].higher_is_better
-    row = MetricRow(metric=metric, signature=metric, n=n, higher_is_better=up, cells=dict(cells))
+    row = MetricRow(metric=metric, signature=metric, higher_is_better=up, cells=dict(cells))
     return Report(
         inputs=inputs,
         plan=plan,

@@ -35,7 +35,8 @@ def delete(run: RunArgument, yes: YesOption = False, server: ServerOption = None
         else:
             confirm(f"Delete run {run} ({state.status}: {counts(state)}) and all that it made?", yes)
         freed = source.delete(run)
-    report_page(folder, run).unlink(missing_ok=True)
+    for page in (report_page(folder, run), *folder.glob(f"reports/{run}.against-*.html")):
+        page.unlink(missing_ok=True)
     output().print(f"Run {run} is deleted; {size(freed)} were freed.")
 
 

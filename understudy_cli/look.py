@@ -58,7 +58,7 @@ def report(
     with lookup(server, folder) as source:
         code = show_report(source, source.run(run), folder, output(), baseline)
     if show:
-        webbrowser.open(report_page(folder, run).as_uri())
+        webbrowser.open(report_page(folder, run, baseline).as_uri())
     raise typer.Exit(code)
 
 

@@ -134,7 +134,7 @@ def show_report(source: Source, state: RunState, data: Path, out: Console, basel
     if state.status != "finished":
         how = {"cancelled": "was cancelled", "failed": f"failed: {state.reason}"}.get(state.status, "goes on")
         out.print(f"The run {how}; this is what was scored.")
-    path = report_page(data, state.id)
+    path = report_page(data, state.id, baseline)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -148,6 +148,6 @@ def show_report(source: Source, state: RunState, data: Path, out: Console, basel
     return SOME_FAILED if state.status != "finished" or lost_items(state) else 0
 
 
-def report_page(data: Path, run: str) -> Path:
+def report_page(data: Path, run: str, baseline: str | None = None) -> Path:
     """Where the HTML page of a run lies."""
-    return data / "reports" / f"{run}.html"
+    return data / "reports" / f"{run}{f'.against-{baseline}' if baseline else ''}.html"

@@ -12,15 +12,23 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.evaluator.measure import measure, versions
+from services.evaluator.measure import (
+    ANSWERED,
+    TRAINING,
+    answers_file,
+    measure,
+    write_answers,
+    write_measures,
+)
 from services.evaluator.panels import Questionnaire, questionnaire
 from services.evaluator.predict import TEMPERATURE, Asker, Questions, answered
 from understudy.belt.contracts import ItemScored, Message, Progress, ScoringRequested
 from understudy.belt.delivery import Lane
 from understudy.belt.scratch import forget, take_up
-from understudy.metrics import METRICS, MOST_LIKELIEST
+from understudy.errors import Unsupported
+from understudy.metrics import METRICS, asks_likeliest
 from understudy.plan import Plan
-from understudy.records import Answered, Measured, Prediction, read_json, read_jsonl, write_json, write_jsonl
+from understudy.records import Answered, Prediction, read_json, read_jsonl
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans
@@ -46,6 +54,8 @@ class Evaluator:
         Takes up the answers of an earlier delivery that was interrupted, and keeps them when it is interrupted itself.
         """
         plan = self.plans.get(request.plan)
+        if newer := {name for panel in plan.panels.values() for name in panel.metrics} - METRICS.keys():
+            raise Unsupported(f"The metric `{min(newer)}` is newer than this replica", "Upgrade it.")
         datasets = self.plans.datasets(request.datasets) if request.datasets else {}
         asked = [questionnaire(self.store, plan, panel, datasets) for panel in plan.panels]
         answers = self.store.find(keys.answers(request.run, request.item))
@@ -63,6 +73,7 @@ class Evaluator:
         work = take_up(self.work, request.run, request.item)
         folder = _fresh(work / "answers")
         whose = hashlib.sha256(request.model.encode()).hexdigest()[:12]  # answers of another model are not taken up
+        answers: dict[str, list[Prediction]] = {}
         before = 0
         for asked in panels:
             file = work / f"{asked.name}.{whose}.jsonl"
@@ -77,16 +88,16 @@ class Evaluator:
                     mark=before + tick.done,
                 )
             before += len(asked.examples)
-            write_jsonl(folder / _file(asked), answered(file, asked.examples))
+            answers[asked.name] = answered(file, asked.examples)
         decoding = {"method": "greedy", "temperature": TEMPERATURE, "seed": plan.seed}
-        write_json(folder / "answers.json", Answered(item=request.item, model=request.model, decoding=decoding))
+        write_answers(folder, Answered(item=request.item, model=request.model, decoding=decoding), answers)
         return self.store.put(keys.answers(request.run, request.item), folder)
 
     def _measure(
         self, request: ScoringRequested, panels: list[Questionnaire], answers: Artifact
     ) -> Generator[Progress, None, Artifact]:
         said = self.store.fetch(answers)
-        about = read_json(said / "answers.json", Answered)
+        about = read_json(said / ANSWERED, Answered)
         mark = sum(len(asked.examples) for asked in panels)
         with self.store.draft() as folder:
             found = {}
@@ -94,31 +105,23 @@ class Evaluator:
                 yield Progress.answering(
                     request, station="evaluator", step="measuring", done=number, total=len(panels), mark=mark + number
                 )
-                predictions = list(read_jsonl(said / _file(asked), Prediction))
-                found[asked.name] = measure(asked, predictions, folder / f"measures-{asked.name}.npz")
-            measured = Measured(
-                item=about.item, model=about.model, decoding=about.decoding, panels=found, versions=versions()
-            )
-            write_json(folder / "measures.json", measured)
-            if request.adapter and (training := self.store.fetch(request.adapter) / "training.json").is_file():
-                shutil.copyfile(training, folder / "training.json")  # the messages from here on carry no adapter
+                found[asked.name] = measure(asked, list(read_jsonl(answers_file(said, asked.name), Prediction)), folder)
+            write_measures(folder, about, found)
+            if request.adapter and (training := self.store.fetch(request.adapter) / TRAINING).is_file():
+                shutil.copyfile(training, folder / TRAINING)  # the messages from here on carry no adapter
             return self.store.put(keys.measures(request.run, request.item), folder)
 
 
 def _questions(model: str, seed: int, asked: Questionnaire) -> Questions:
-    needs = {METRICS[name].needs for name in asked.panel.metrics}
+    metrics = asked.panel.metrics
     return Questions(
         model=model,
         examples=asked.examples,
         max_tokens=asked.panel.max_tokens,
         seed=seed,
-        references="likelihood" in needs,
-        labels=asked.labels if "classes" in needs and len(asked.labels) <= MOST_LIKELIEST else (),
+        references=any(METRICS[name].needs == "likelihood" for name in metrics),
+        labels=asked.labels if asks_likeliest(metrics, asked.labels) else (),
     )
-
-
-def _file(asked: Questionnaire) -> str:
-    return f"answers-{asked.name}.jsonl"
 
 
 def _fresh(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Measures an item's answers: for every question, what each metric sums. Made once; whoever reports only adds up.
 
-Asks nobody (`predict.py`), and compares nothing (`scoring.py`).
+Also the one place that knows how answers and measures lie in their artifacts. Asks nobody (`predict.py`), and compares nothing
+(`compare.py`).
 """
 
 from __future__ import annotations
@@ -12,45 +13,61 @@ from pathlib import Path
 import numpy as np
 
 from services.evaluator.metrics import families
-from services.evaluator.metrics.family import Family, Floats
+from services.evaluator.metrics.family import Floats
 from services.evaluator.panels import Questionnaire
 from services.evaluator.predict import REFUSED
 from understudy.interrupt import check
-from understudy.records import PanelMeasures, Prediction
+from understudy.records import Answered, Measured, PanelMeasures, Prediction, write_json, write_jsonl
 
 PACKAGES = ("numpy", "sacrebleu", "nltk", "rapidfuzz")
+ANSWERED, MEASURED, TRAINING = "answers.json", "measures.json", "training.json"
 Tables = Mapping[str, Floats]
 """Family -> statistics (n, k), see `metrics/family.py`."""
 
 
-def measure(asked: Questionnaire, predictions: Sequence[Prediction], file: Path) -> PanelMeasures:
-    """Measure the answers to one panel, in the order of the questions, and write the tables to `file`."""
-    found, signatures = {}, {}
-    for family in families(asked.panel.metrics, asked.labels):
+def answers_file(folder: Path, panel: str) -> Path:
+    """The answers to one panel, in an answers artifact."""
+    return folder / f"answers-{panel}.jsonl"
+
+
+def write_answers(folder: Path, about: Answered, answers: Mapping[str, Sequence[Prediction]]) -> None:
+    """An answers artifact: of each panel the answers in the order of the questions."""
+    for panel, predictions in answers.items():
+        write_jsonl(answers_file(folder, panel), predictions)
+    write_json(folder / ANSWERED, about)
+
+
+def measure(asked: Questionnaire, predictions: Sequence[Prediction], folder: Path) -> PanelMeasures:
+    """Measure the answers to one panel, in the order of the questions, and write the tables into `folder`."""
+    chosen = families(asked.panel.metrics, asked.labels)
+    found = {}
+    for family in chosen:
         check()
         found[family.key] = family.statistics(asked.examples, predictions)
-        signatures[family.key] = _signatures(family)
-    np.savez_compressed(file, **found)  # type: ignore[arg-type]  # whose stub takes the tables for its options
+    np.savez_compressed(_tables_file(folder, asked.name), **found)  # type: ignore[arg-type]  # the stub takes tables for options
     return PanelMeasures(
         n=len(asked.examples),
         references=sum(bool(example.completion.strip()) for example in asked.examples),
-        signatures=signatures,
+        signatures={family.key: family.signatures() for family in chosen},
         refused=sum(p.finish_reason == REFUSED for p in predictions),
         cut=sum(p.finish_reason == "length" for p in predictions),
     )
 
 
-def tables(measures: PanelMeasures, file: Path, chosen: Sequence[Family]) -> Tables:
-    """The tables in `file` of those of the `chosen` families that were measured exactly as they measure now."""
-    same = [family.key for family in chosen if measures.signatures.get(family.key) == _signatures(family)]
-    with np.load(file, allow_pickle=False) as stored:
-        return {key: stored[key] for key in same}
+def write_measures(folder: Path, about: Answered, panels: Mapping[str, PanelMeasures]) -> None:
+    """What a measures artifact says of its tables."""
+    packages = {name: version(name) for name in PACKAGES}
+    measured = Measured(
+        item=about.item, model=about.model, decoding=about.decoding, panels=dict(panels), versions=packages
+    )
+    write_json(folder / MEASURED, measured)
 
 
-def versions() -> dict[str, str]:
-    """Of what computes the measures."""
-    return {name: version(name) for name in PACKAGES}
+def read_tables(folder: Path, panel: str) -> Tables:
+    """The tables of one panel."""
+    with np.load(_tables_file(folder, panel), allow_pickle=False) as stored:
+        return {key: stored[key] for key in stored.files}
 
 
-def _signatures(family: Family) -> tuple[str, ...]:
-    return tuple(each.signature for each in family.measures())
+def _tables_file(folder: Path, panel: str) -> Path:
+    return folder / f"measures-{panel}.npz"

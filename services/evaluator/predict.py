@@ -6,6 +6,7 @@ out of answers or measure them (`measure.py`), and knows no panels, runs or mess
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,8 +139,9 @@ class _Rows:
         for label in self.questions.labels:
             positions = await self._positions(chat, example, label, SCORE_TURN)
             if positions and label not in self.tails:
-                alone = await self._positions(chat, example, label, SCORE_REFERENCE)
-                self.tails[label] = len(positions) - len(alone or positions)
+                if not (alone := await self._positions(chat, example, label, SCORE_REFERENCE)):
+                    return None
+                self.tails[label] = len(positions) - len(alone)
             if not positions or self.tails[label] < 1:
                 return None
             upto = len(positions) - self.tails[label] + 1
@@ -162,7 +164,8 @@ class _Rows:
             if error.status in KEY_REFUSED:
                 raise
             return None
-        return scored.raw.get("prompt_logprobs") or ()
+        positions = scored.raw.get("prompt_logprobs")
+        return positions if isinstance(positions, list) else ()
 
 
 def reference_logprob(
@@ -173,19 +176,25 @@ def reference_logprob(
     `positions` has one entry per token of prompt and answer: null for the first, then {token id: {logprob}}.
     `prompt_ids` are the tokens of the prompt when it was rendered alone, `prompt_tokens` their number. The answer begins
     where the two renderings part: at the end of the prompt, or a token or two before it where the tokenizer merges
-    over the seam. None when they part earlier, because the template then renders another prompt before an answer.
+    over the seam. None when they part earlier, because the template then renders another prompt before an answer, and
+    where the endpoint gives no numbers.
     """
+    try:
+        here = [int(next(iter(entry))) if entry else None for entry in positions]
+        each = [float(next(iter(entry.values()))["logprob"]) if entry else None for entry in positions]
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration):
+        return None
     start = prompt_tokens
     if prompt_ids is not None:
-        here = [int(next(iter(entry))) if entry else None for entry in positions]
         pairs = zip(prompt_ids, here, strict=False)
         start = next(
             (i for i, (one, other) in enumerate(pairs) if other not in (one, None)), min(len(prompt_ids), len(here))
         )
         if start < len(prompt_ids) - 2:
             return None
-    logprobs = [float(next(iter(entry.values()))["logprob"]) for entry in positions[start:] if entry]
-    return (round(sum(logprobs), 4), len(logprobs)) if logprobs else None
+    logprobs = [logprob for logprob in each[start:] if logprob is not None]
+    total = sum(logprobs)
+    return (round(total, 4), len(logprobs)) if logprobs and math.isfinite(total) else None
 
 
 def answered(path: Path, examples: Sequence[Example]) -> list[Prediction]:

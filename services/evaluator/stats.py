@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats
+from services.evaluator.metrics.family import Floats, Ints
 from understudy.interrupt import check
 from understudy.report import Verdict
 
@@ -46,21 +46,31 @@ def seed_of(seed: int, panel: str) -> tuple[int, int]:
     return abs(seed), zlib.crc32(panel.encode())
 
 
-def count_blocks(n: int, resamples: int, seed: tuple[int, ...]) -> Iterator[Floats]:
-    """The resample-count matrix (resamples, n) in blocks of rows: how often each of n rows was drawn, n draws in all."""
+def count_blocks(strata: Ints, resamples: int, seed: tuple[int, ...]) -> Iterator[Floats]:
+    """The resample-count matrix (resamples, n) in blocks of rows: how often each of n rows was drawn.
+
+    As many draws from each stratum (n,) as it has rows.
+    """
     generator = np.random.default_rng(seed)
+    n = len(strata)
+    order = np.argsort(strata, kind="stable")
+    _, first, sizes = np.unique(strata[order], return_index=True, return_counts=True)
+    starts, widths = np.repeat(first, sizes), np.repeat(sizes, sizes)
     size = max(1, min(resamples, BLOCK_BYTES // (8 * max(1, n))))
     for start in range(0, resamples, size):
         check()
         block = np.empty((min(size, resamples - start), n))
         for row in block:  # one at a time: its draws and counts stay in a core's cache
-            row[:] = np.bincount(generator.integers(0, n, size=n), minlength=n)
+            if len(sizes) <= 1:
+                row[:] = np.bincount(generator.integers(0, n, size=n), minlength=n)
+            else:
+                row[order] = np.bincount(starts + (generator.random(n) * widths).astype(np.intp), minlength=n)
         yield block
 
 
-def resampled_sums(statistics: Floats, resamples: int, seed: tuple[int, ...]) -> Floats:
+def resampled_sums(statistics: Floats, strata: Ints, resamples: int, seed: tuple[int, ...]) -> Floats:
     """Sums of `statistics` (n, k) over each resample: (resamples, k)."""
-    blocks = [block @ statistics for block in count_blocks(len(statistics), resamples, seed)]
+    blocks = [block @ statistics for block in count_blocks(strata, resamples, seed)]
     return np.concatenate(blocks)
 
 
@@ -82,7 +92,7 @@ def difference(value: float, base: float, resampled: Floats, resampled_base: Flo
 
 def verdict(change: Difference, higher_is_better: bool, n: int) -> Verdict:
     """Better or worse only when the whole interval of the difference lies on one side of zero."""
-    if n < FEWEST_ROWS or change.low <= 0 <= change.high:
+    if n < FEWEST_ROWS or not (change.low > 0 or change.high < 0):  # also where they are no numbers
         return "no clear difference"
     return "better" if (change.low > 0) == higher_is_better else "worse"
 

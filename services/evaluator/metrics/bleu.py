@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, Measure, ratio
+from services.evaluator.metrics.family import Floats, ratio
 from understudy.interrupt import check
+from understudy.metrics import Reading
 from understudy.records import Example, Prediction
 
 ORDER = 4
 
 
-@dataclass(frozen=True)
 class Bleu:
     """Statistics: matching n-grams (4 columns), n-grams (4), length of the answer, of the reference, then 1.
 
@@ -22,13 +21,16 @@ class Bleu:
     """
 
     key = "bleu"
+    names = ("bleu",)
+    reading: Reading = "written"
+    by_class: tuple[str, ...] = ()
 
-    def measures(self) -> tuple[Measure, ...]:
+    def signatures(self) -> dict[str, str]:
         from sacrebleu.metrics import BLEU
 
         scorer = BLEU()
         scorer.corpus_score(["a"], [["a"]])  # the signature knows the number of references only after use
-        return (Measure("bleu", f"bleu|{scorer.get_signature()}"),)
+        return {"bleu": f"bleu|{scorer.get_signature()}"}
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         from sacrebleu.metrics import BLEU

@@ -1,8 +1,9 @@
 """Accuracy, and precision, recall and F1 averaged over classes; and which class an answer stands for.
 
-Equal to scikit-learn's `precision_recall_fscore_support(labels=classes, average="macro", zero_division=0)`. Computed twice,
-by two readings: the class that was written, and the one that is found most likely after the same prompt. An answer without a
-class is a wrong prediction of no class: it lowers recall, and no class's precision.
+Equal to scikit-learn's `precision_recall_fscore_support(labels=classes, average="macro", zero_division=0)`, where `classes` are
+those that some question has: one that nobody asked about has no recall to average. Computed twice, by two readings: the class that
+was written, and the one that is found most likely after the same prompt. An answer without a class is a wrong prediction of no
+class: it lowers recall, and no class's precision.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, Measure, ratio
-from understudy.metrics import MOST_LIKELIEST, Reading
+from services.evaluator.metrics.family import Floats, Ints, ratio
+from understudy.metrics import Reading, asks_likeliest
 from understudy.records import Example, Prediction
 
 PARSE = "first-label-word"
@@ -29,7 +30,7 @@ READINGS: dict[Reading, str] = {
 
 def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Classification]:
     """What computes `names`, by both readings where there are not too many classes for the second."""
-    readings: list[Reading] = ["written", "likeliest"] if len(labels) <= MOST_LIKELIEST else ["written"]
+    readings: list[Reading] = ["written", "likeliest"] if asks_likeliest(names, labels) else ["written"]
     return [Classification(labels, names, reading) for reading in readings]
 
 
@@ -70,12 +71,14 @@ class Classification:
     def key(self) -> str:
         return f"classification-{self.reading}"
 
-    def measures(self) -> tuple[Measure, ...]:
+    @property
+    def by_class(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name != "accuracy")
+
+    def signatures(self) -> dict[str, str]:
         tail = f"labels:{len(self.labels)}|{READINGS[self.reading]}"
-        macro = f"average:macro|zero_division:0|{tail}"
-        return tuple(
-            Measure(name, f"{name}|{tail if name == 'accuracy' else macro}", self.reading) for name in self.names
-        )
+        macro = f"average:macro over classes with rows|zero_division:0|{tail}"
+        return {name: f"{name}|{tail if name == 'accuracy' else macro}" for name in self.names}
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         classes = {label: index for index, label in enumerate(self.labels)}
@@ -95,11 +98,12 @@ class Classification:
     def values(self, sums: Floats) -> dict[str, Floats]:
         right, said, gold = self._parts(sums)
         precision, recall, f1 = ratio(right, said, 0), ratio(right, gold, 0), ratio(2 * right, said + gold, 0)
+        asked = (gold > 0).astype(np.float64)
         every = {
             "accuracy": ratio(right.sum(axis=-1), sums[..., -1], np.nan),
-            "precision": precision.mean(axis=-1),
-            "recall": recall.mean(axis=-1),
-            "f1": f1.mean(axis=-1),
+            "precision": _mean(precision, asked),
+            "recall": _mean(recall, asked),
+            "f1": _mean(f1, asked),
         }
         return {name: every[name] for name in self.names}
 
@@ -120,6 +124,12 @@ class Classification:
         _, said, _ = self._parts(row)
         return self.labels[int(said.argmax())] if said.any() else None
 
+    def strata(self, table: Floats) -> Ints:
+        """(n,): which class a question has, and -1 where it does not count."""
+        _, _, gold = self._parts(table)
+        classes: Ints = np.where(table[:, -1] > 0, gold.argmax(axis=-1), -1)
+        return classes
+
     def _parts(self, sums: Floats) -> tuple[Floats, Floats, Floats]:
         """Per class: right, predicted, actual."""
         size = len(self.labels)
@@ -129,3 +139,8 @@ class Classification:
         if self.reading == "likeliest":
             return likeliest(prediction, self.labels)
         return parse_label(prediction.text, self.labels)
+
+
+def _mean(of_classes: Floats, asked: Floats) -> Floats:
+    """Over the classes that were asked about."""
+    return ratio((of_classes * asked).sum(axis=-1), asked.sum(axis=-1), np.nan)

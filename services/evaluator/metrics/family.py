@@ -7,7 +7,6 @@ statistics, the same for every metric and every item (`stats.py`). Holds no metr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,17 +16,7 @@ from understudy.metrics import Reading
 from understudy.records import Example, Prediction
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number a family computes."""
-
-    name: str
-    """As in the recipe."""
-    signature: str
-    """Exactly what is computed, so that two numbers with one signature can be compared."""
-    reading: Reading = "written"
+Ints = npt.NDArray[np.intp]
 
 
 class Family(Protocol):
@@ -40,16 +29,29 @@ class Family(Protocol):
 
     @property
     def key(self) -> str:
-        """Its name among a panel's families."""
+        """Its name among a panel's families, under which its statistics are kept; other columns take another one."""
 
-    def measures(self) -> tuple[Measure, ...]:
-        """The metrics, in the order people read them."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics, as in the recipe."""
+
+    @property
+    def reading(self) -> Reading:
+        """Which class an answer stands for; `written` where it stands for none."""
+
+    @property
+    def by_class(self) -> tuple[str, ...]:
+        """Those of its metrics that are averages over classes: their resamples draw from each class as many rows as it has, because
+        a resample without a class would say nothing about it."""
+
+    def signatures(self) -> dict[str, str]:
+        """Of each metric what exactly is computed, so that two numbers with one signature can be compared."""
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         """(n, k), one row per example; the last column is 1 for rows that count, the others are zero throughout."""
 
     def values(self, sums: Floats) -> dict[str, Floats]:
-        """Each measure by name, shape (...), from sums of shape (..., k); NaN where no row counts."""
+        """Each metric by name, shape (...), from sums of shape (..., k); NaN where no row counts."""
 
 
 def ratio(part: Floats, whole: Floats, empty: float) -> Floats:

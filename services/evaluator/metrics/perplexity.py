@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, Measure, ratio
+from services.evaluator.metrics.family import Floats, ratio
+from understudy.metrics import Reading
 from understudy.records import Example, Prediction
 
+LARGEST = 700.0
+"""Nats per token; e to more than this is no number any more."""
 
-@dataclass(frozen=True)
+
 class Perplexity:
     """Statistics: log-probability of the reference's tokens, their number, then 1.
 
@@ -20,9 +22,12 @@ class Perplexity:
     """
 
     key = "perplexity"
+    names = ("perplexity",)
+    reading: Reading = "written"
+    by_class: tuple[str, ...] = ()
 
-    def measures(self) -> tuple[Measure, ...]:
-        return (Measure("perplexity", "perplexity|of:reference answer|micro over tokens|end of turn:no"),)
+    def signatures(self) -> dict[str, str]:
+        return {"perplexity": "perplexity|of:reference answer|micro over tokens|end of turn:no"}
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         rows = [
@@ -32,7 +37,7 @@ class Perplexity:
         return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
     def values(self, sums: Floats) -> dict[str, Floats]:
-        return {"perplexity": np.exp(-ratio(sums[..., 0], sums[..., 1], np.nan))}
+        return {"perplexity": np.exp(np.minimum(LARGEST, -ratio(sums[..., 0], sums[..., 1], np.nan)))}
 
 
 def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Perplexity]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, Measure, ratio
+from services.evaluator.metrics.family import Floats, ratio
+from understudy.interrupt import check
+from understudy.metrics import Reading
 from understudy.records import Example, Prediction
 
 WORD = re.compile("[a-z0-9]+")
@@ -32,22 +33,27 @@ def rouge_l(answer: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-@dataclass(frozen=True)
 class RougeL:
     """Statistics: the row's F-measure, then 1. Rows without a reference do not count; an empty answer counts 0."""
 
     key = "rouge"
+    names = ("rougeL",)
+    reading: Reading = "written"
+    by_class: tuple[str, ...] = ()
 
-    def measures(self) -> tuple[Measure, ...]:
-        signature = f"rougeL|fmeasure|mean over rows|tokens:{WORD.pattern}|case:lower|stemmer:porter from {SHORTEST_STEMMED} letters"
-        return (Measure("rougeL", signature),)
+    def signatures(self) -> dict[str, str]:
+        return {
+            "rougeL": f"rougeL|fmeasure|mean over rows|tokens:{WORD.pattern}|case:lower"
+            f"|stemmer:porter from {SHORTEST_STEMMED} letters"
+        }
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
-        rows = [
-            (rouge_l(prediction.text, example.completion), 1.0) if example.completion.strip() else (0.0, 0.0)
-            for example, prediction in zip(examples, predictions, strict=True)
-        ]
-        return np.array(rows).reshape(-1, 2)
+        rows = np.zeros((len(examples), 2))
+        for row, example, prediction in zip(rows, examples, predictions, strict=True):
+            check()
+            if example.completion.strip():
+                row[:] = rouge_l(prediction.text, example.completion), 1
+        return rows
 
     def values(self, sums: Floats) -> dict[str, Floats]:
         return {"rougeL": ratio(sums[..., 0], sums[..., 1], np.nan)}

@@ -42,7 +42,7 @@ def plan_of(recipe: Any) -> Plan:
 
 def cell(value: float, verdict: Verdict | None) -> Cell:
     delta = {} if verdict is None else {"delta": 0.2, "delta_low": 0.1, "delta_high": 0.3, "p": 0.01}
-    return Cell(value=value, low=value - 0.05, high=value + 0.05, verdict=verdict, **delta)
+    return Cell(n=100, value=value, low=value - 0.05, high=value + 0.05, verdict=verdict, **delta)
 
 
 def report(state: RunState) -> Report:

@@ -76,7 +76,7 @@ class World:
         outcome = turns.outcome(book)
         made = None
         if report:
-            cells = {"base": Cell(value=0.5, low=0.4, high=0.6)}
+            cells = {"base": Cell(n=100, value=0.5, low=0.4, high=0.6)}
             made = self.put(keys.report(run, outcome), report_json=report_of(PLAN, cells, run=run).model_dump_json())
         self.bus.publish(c.RunClosed.model_validate({"run": run, "status": status, "outcome": outcome, "report": made}))
 

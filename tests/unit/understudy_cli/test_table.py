@@ -25,7 +25,9 @@ def plan(*variants: str, base: tuple[str, ...] = ("seedling",)) -> Plan:
 
 
 def cell(value: float, delta: float | None = None, verdict: Verdict | None = None) -> Cell:
-    return Cell(value=value, low=value, high=value, delta=delta, delta_low=delta, delta_high=delta, verdict=verdict)
+    return Cell(
+        n=100, value=value, low=value, high=value, delta=delta, delta_low=delta, delta_high=delta, verdict=verdict
+    )
 
 
 def state(**items: ItemState) -> RunState:
@@ -100,8 +102,42 @@ def test_where_the_base_fails_by_format_the_summary_opens_with_that() -> None:
     both = report.model_copy(update={"panels": (panel.model_copy(update={"metrics": (*panel.metrics, likely)}),)})
     first = summary(both).splitlines()[0]
     assert "accuracy rose from 60.0 % to 65.0 % (+5.0 points" in first
-    assert first.endswith("That is no clear difference.")
+    assert first.endswith("which is no clear difference.")
     assert "accuracy by likelihood ↑" in shown(both)
+
+
+def test_what_was_written_and_what_is_likeliest_are_never_mixed_up() -> None:
+    """Written worse and by likelihood better: the opening speaks of a gain without format, and the headline of a loss."""
+    report = report_of(
+        plan("a"), {"base": cell(0.6), "a": cell(0.05, -0.55, "worse")}, n=200, unread={"base": 0, "a": 190}
+    )
+    panel = report.panels[0]
+    likely = panel.metrics[0].model_copy(
+        update={"reading": "likeliest", "cells": {"base": cell(0.6), "a": cell(0.8, 0.2, "better")}}
+    )
+    both = report.model_copy(update={"panels": (panel.model_copy(update={"metrics": (*panel.metrics, likely)}),)})
+    opening, headline, *_ = summary(both).splitlines()
+    assert "190 of 200 answers of a name no class" in opening
+    assert "a's accuracy rose from 60.0 % to 80.0 %" in opening
+    assert opening.endswith("which is a gain.")
+    assert headline == "a: Lost on in-domain."
+
+
+def test_many_variants_of_a_base_that_fails_by_format_are_one_opening() -> None:
+    names = [f"v{number}" for number in range(5)]
+    cells = {"base": cell(0.01)} | {name: cell(0.65, 0.64, "better") for name in names}
+    text = summary(report_of(plan(*names), cells, n=200, unread={"base": 198}))
+    assert text.count("198 of 200") == 1
+
+
+def test_a_metric_of_a_newer_version_is_told_as_it_is() -> None:
+    report = report_of(plan("a"), {"base": cell(0.5), "a": cell(0.7, 0.2, "better")}, metric="bleu", panel="general")
+    panel = report.panels[0]
+    row = panel.metrics[0].model_copy(update={"metric": "chrf"})
+    newer = panel.model_copy(update={"metrics": (row,), "not_computed": {"comet": "the panel has no questions"}})
+    text = summary(report.model_copy(update={"panels": (newer,)}))
+    assert "chrf rose from 0.500 to 0.700" in text
+    assert "comet on general was not computed: the panel has no questions." in text
 
 
 def test_items_of_several_bases_are_held_against_their_own() -> None:

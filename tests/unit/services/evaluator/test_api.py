@@ -53,7 +53,7 @@ def closed(folder: Path, word: str, *said: Message, attempt: int = 1) -> RunClos
         book = apply(book, message)
     made = folder / outcome(book)
     made.mkdir(exist_ok=True)
-    cells = {"base": Cell(value=0.5, low=0.4, high=0.6)}
+    cells = {"base": Cell(n=100, value=0.5, low=0.4, high=0.6)}
     write_json(made / "report.json", report_of(PLAN.model_copy(update={"name": word}), cells, run="x-1.2"))
     report = local_store(folder).put(keys.report("x-1.2", outcome(book)), made)
     return RunClosed(run="x-1.2", attempt=attempt, status="finished", outcome=outcome(book), report=report)

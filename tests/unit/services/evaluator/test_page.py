@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from services.evaluator import figures, page
-from services.evaluator.measure import measure, versions
+from services.evaluator.measure import measure, write_answers, write_measures
+from services.evaluator.metrics.bleu import Bleu
 from services.evaluator.panels import Questionnaire, questionnaire
 from services.evaluator.reports import Reports
 from understudy import findings as words
 from understudy.belt.folds.views import ItemState, RunState
-from understudy.records import Answered, Measured, Prediction, TrainingRecord, write_json, write_jsonl
+from understudy.records import Answered, Prediction, TrainingRecord, write_json
 from understudy.report import Inputs, Report, Scored
 from understudy.store import keys
 from understudy.terms import Gate
@@ -58,30 +60,29 @@ def predictions(texts: list[str], asked: Questionnaire) -> list[Prediction]:
     ]
 
 
-def made(world: World, asked: Questionnaire, answers: dict[str, list[Prediction]], **about: Any) -> Report:
-    """The report on these answers to one panel."""
+def made(
+    world: World,
+    asked: Questionnaire,
+    answers: dict[str, list[Prediction]],
+    after: Callable[[str], object] = str,
+    **about: Any,
+) -> Report:
+    """The report on these answers to one panel; `after` is called with each item that was measured."""
     store = world.store
     run = f"r{next(RUNS)}"
     scored = {}
     for item, said in answers.items():
+        whose = Answered(item=item, model=item, decoding={"method": "greedy", "temperature": 0.0, "seed": 17})
         with store.draft() as folder:
-            write_json(folder / "answers.json", Answered(item=item, model=item, decoding={}))
-            write_jsonl(folder / f"answers-{asked.name}.jsonl", said)
+            write_answers(folder, whose, {asked.name: said})
             kept = store.put(keys.answers(run, item), folder)
         with store.draft() as folder:
-            panels = {asked.name: measure(asked, said, folder / f"measures-{asked.name}.npz")}
-            measured = Measured(
-                item=item,
-                model=item,
-                decoding={"method": "greedy", "temperature": 0.0, "seed": 17},
-                panels=panels,
-                versions=versions(),
-            )
-            write_json(folder / "measures.json", measured)
+            write_measures(folder, whose, {asked.name: measure(asked, said, folder)})
             if item == "tuned":
                 loss = ((1, 3.0), (2, 2.5), (3, 2.0))
                 write_json(folder / "training.json", training(steps=3, tokens=12345, loss=loss))
             scored[item] = Scored(answers=kept, measures=store.put(keys.measures(run, item), folder))
+        after(item)
     plan = world.plan.model_copy(update={"panels": {asked.name: world.plan.panels[asked.name]}})
     with store.draft() as folder:
         write_json(folder / "plan.json", plan)
@@ -138,9 +139,9 @@ def test_the_answer_is_given_in_words_with_its_interval(report: Report) -> None:
     (finding,) = words.findings(report, "tuned")
     assert finding.text.startswith("accuracy rose from 50.0 % to 100.0 % (+50.0 points, 95 % interval +3")
     assert finding.text.endswith("precision, recall and F1 better too")
-    assert "base: no class could be read from 20 of 40 answers on in-domain; they count as wrong." in words.caveats(
-        report
-    )
+    (opening,) = words.openings(report)
+    assert opening.startswith("On in-domain, 20 of 40 answers of the base name no class")
+    assert words.caveats(report) == [], "and nothing says that twice"
 
 
 def test_a_difference_the_data_do_not_show_is_called_so(report: Report, world: World, remarks: Questionnaire) -> None:
@@ -285,6 +286,46 @@ def test_a_base_that_cannot_say_how_likely_a_reference_is_takes_nothing_from_the
     html = page.render(report, state())
     assert "<td>–</td>" in html
     assert "Perplexity depends on the tokenizer" in html
+
+
+def test_perplexity_of_another_base_is_shown_and_not_compared(
+    two_bases: tuple[World, Questionnaire, Report],
+) -> None:
+    """It is per token, and another base has other tokens; the other metrics are compared with any item."""
+    world, _, report = two_bases
+    asked = questionnaire(world.store, world.plan, "general", world.datasets)
+    said = [
+        p.model_copy(update={"reference_logprob": -4.0, "reference_tokens": 4})
+        for p in predictions([e.completion for e in asked.examples], asked)
+    ]
+    against = made(world, asked, dict.fromkeys(report.items, said), baseline="base@tiny")
+    perplexity, bleu = against.panels[0].row("perplexity"), against.panels[0].row("bleu")
+    assert perplexity
+    assert bleu
+    assert perplexity.cells["tuned@tiny"].verdict == "no clear difference"
+    assert perplexity.cells["base@seedling"].verdict is None
+    assert perplexity.cells["base@seedling"].value == perplexity.cells["base@tiny"].value
+    assert bleu.cells["base@seedling"].verdict == "no clear difference"
+
+
+def test_what_was_measured_otherwise_is_left_out_and_says_so(world: World, remarks: Questionnaire) -> None:
+    """A package that computes anew must not be compared with one that computed before, and the old is no worse for it."""
+    asked = questionnaire(world.store, world.plan, "general", world.datasets)
+    said = predictions([e.completion for e in asked.examples], asked)
+    answers = {"base": said, "tuned": said, "broad": said}
+    signature = Bleu.signatures
+    Bleu.signatures = lambda self: {"bleu": f"bleu|{len(measured)}"}  # type: ignore[method-assign]
+    measured: list[str] = []
+    try:
+        report = made(world, asked, answers, after=lambda item: measured.append("x") if item == "tuned" else None)
+    finally:
+        Bleu.signatures = signature  # type: ignore[method-assign]
+    row = report.panels[0].row("bleu")
+    assert row
+    assert row.signature == "bleu|0"
+    assert set(row.cells) == {"base", "tuned"}
+    assert report.panels[0].not_computed["bleu of broad"].startswith("it was measured by another version")
+    assert "BLEU of broad on general was not computed" in " ".join(words.caveats(report))
 
 
 def test_settings_that_differ_between_variants_are_named_with_them(report: Report, world: World) -> None:

@@ -238,7 +238,7 @@ def test_the_report_has_what_the_command_line_shows(answers: tuple[World, dict[s
     assert [item["name"] for item in report["plan"]["items"]] == list(ITEMS)
     assert [panel["name"] for panel in report["panels"]] == list(world.plan.panels)
     first = report["panels"][0]["metrics"][0]
-    assert (first["metric"], first["n"], first["higher_is_better"]) == ("accuracy", 12, True)
+    assert (first["metric"], first["cells"]["base"]["n"], first["higher_is_better"]) == ("accuracy", 12, True)
     assert first["cells"]["base"]["delta"] is None
     cell = first["cells"]["tuned"]
     assert cell["delta"] == pytest.approx(cell["value"] - first["cells"]["base"]["value"], abs=1e-6)

@@ -32,3 +32,7 @@ def test_long_references_weigh_more() -> None:
 
 def test_nothing_to_count_is_no_number() -> None:
     assert np.isnan(Perplexity().values(np.zeros(3))["perplexity"])
+
+
+def test_what_is_impossible_to_say_is_a_large_number_and_no_infinity() -> None:
+    assert np.isfinite(Perplexity().values(np.array([-9000.0, 1, 1]))["perplexity"])
