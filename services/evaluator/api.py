@@ -38,6 +38,7 @@ def router(reports: Reports, runs: Runs) -> APIRouter:
         made = reports.against(report, baseline)
         if runs.get(run) is None:  # deleted meanwhile, and this came after
             reports.store.delete_all(keys.run(run))
+            raise NotFound(f"Run `{run}` was deleted")
         return made
 
     async def wanted(run: str, baseline: str | None) -> tuple[RunState, Artifact]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from services.evaluator.api import router
 from services.evaluator.reports import Reports
 from understudy.belt.bus.embedded import EmbeddedBus
-from understudy.belt.contracts import ItemFailed, Message, RunClosed, RunRequested
+from understudy.belt.contracts import ItemFailed, Message, RunClosed, RunDeleted, RunRequested
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.folds.runs import Runs
@@ -95,3 +96,30 @@ def test_a_baseline_that_was_not_scored_is_a_mistake_of_the_question(tmp_path: P
     answer = client(tmp_path, REQUEST, closed(tmp_path, "hello")).get("/v1/reports/x-1.2?baseline=nobody")
     assert answer.status_code == 400
     assert "No item `nobody` was scored" in answer.json()["error"]["message"]
+
+
+def test_a_report_that_was_made_while_its_run_was_deleted_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion had looked at what there was before; what comes after it goes too."""
+    bus, store = EmbeddedBus(tmp_path / "bus.sqlite"), local_store(tmp_path)
+    bus.publish(REQUEST, closed(tmp_path, "hello"))
+    control = Control()
+    runs = Runs(control)
+    reader = Reader(bus, (control, runs))
+    reader.load()
+    app = FastAPI()
+    add_errors(app)
+    app.include_router(router(Reports(store, Plans(store)), runs))
+
+    def against(self: Reports, report: Artifact, baseline: str) -> Artifact:
+        bus.publish(RunDeleted(run="x-1.2"))
+        reader.load()
+        store.delete_all(keys.run("x-1.2"))
+        with store.draft() as folder:
+            (folder / "report.json").write_text("{}")
+            return store.put(keys.report("x-1.2", "late"), folder)
+
+    monkeypatch.setattr(Reports, "against", against)
+    assert TestClient(app).get("/v1/reports/x-1.2.json?baseline=base").status_code == 404
+    assert store.keys(keys.run("x-1.2")) == []
