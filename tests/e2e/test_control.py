@@ -142,10 +142,10 @@ def test_one_item_that_ends_at_served_and_a_served_model_that_is_only_scored(bel
     assert {item.stage for item in scored.items.values()} == {"scored"}
     assert scored.report
     report, page = gateway.report(scored)
-    [panel] = report["panels"]
-    assert panel["n"] == 12
-    assert panel["metrics"][0]["cells"]["tuned"]["delta"] is not None
-    assert b"tuned" in page
+    [panel] = report.panels
+    assert panel.n == 12
+    assert panel.metrics[0].cells["tuned"].delta is not None
+    assert "tuned" in page
     bus.close()
 
 

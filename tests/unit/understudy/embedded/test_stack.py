@@ -275,7 +275,7 @@ def test_folder_of_an_older_version_is_refused_in_one_sentence_before_anything_s
     data.mkdir()
     with contextlib.closing(sqlite3.connect(data / "bus.sqlite")) as db:
         db.execute("PRAGMA user_version = 1")
-    with pytest.raises(Fatal, match=r"bus\.sqlite was written by an Understudy before version 0\.2\. .*--data"):
+    with pytest.raises(Fatal, match=r"bus\.sqlite was written by an Understudy before version 0\.3\. .*--data"):
         Stack(data, commands=commands()).start()
     (data / "bus.sqlite").unlink()
     (data / "artifacts" / "refs" / "runs").mkdir(parents=True)
