@@ -195,7 +195,8 @@ def kills() -> None:
 def _lines(log: Path) -> Counter[int]:
     """Rows by whole lines of the log."""
     content = log.read_bytes() if log.exists() else b""
-    return Counter(int(json.loads(line)["id"]) for line in content[: content.rfind(b"\n") + 1].splitlines())
+    ids = (json.loads(line)["id"] for line in content[: content.rfind(b"\n") + 1].splitlines())
+    return Counter(int(one) for one in ids if one.isdecimal())  # the others say what a row may cost
 
 
 def _answers(url: str) -> Counter[int]:

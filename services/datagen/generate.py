@@ -24,13 +24,18 @@ from understudy import recipe
 from understudy.belt.contracts import Progress
 from understudy.llm.answers import Completion
 from understudy.llm.ask import Enough, Log, Tally, ask
-from understudy.llm.chat import ChatClient, Refused
+from understudy.llm.chat import HELLO, ChatClient, Refused, Unanswered
 from understudy.records import Turn, resume_jsonl
 from understudy.terms import Frozen
 
 SPEND = Counter("understudy_datagen_spend_usd", "What the language model cost, by the recipes' prices, in US dollars")
-MAX_REFUSED = 5
-"""Refusals without a success between them that tell a wrong model or address from a row the endpoint dislikes."""
+MOST_REFUSED_AT_FIRST = 5
+"""Rows that may be refused before the first answer: more of them tell a wrong model, address or request from rows that are disliked."""
+MOST_REFUSED = 80
+"""Of the last 100 rows, later. An endpoint that dislikes even half of the texts hardly ever comes to it by chance (1 in 10^9), and one
+that has withdrawn the model costs no more rows."""
+UNDER_WAY = " under way"
+"""After the id of a row in the line that says what it may have cost at most by then, until it has a line of its own."""
 STOPPED = "budget"
 """Id of the line that says that the budget ended here, so that a resumed job ends at the same row."""
 OPENAI = "https://api.openai.com/v1"
@@ -78,17 +83,13 @@ class Writer:
         """
         with Log(self.work, resume_jsonl(self.work, Written)) as log:
             if STOPPED not in log.lines:
-                spent = sum(line.usd for line in log.lines.values())
-                job = _Job(self, Budget(self.generator.budget_usd, spent), log)
-                try:
-                    asking = ask(log, rows, job.answer, job.refused, self._connect, self.generator.concurrency)
-                    with closing(asking) as ticks:
-                        for tick in ticks:
-                            figures = {"rows_per_second": tick.rows_per_second, "eta_seconds": tick.eta_seconds}
-                            yield report(tick.done, tick.total, figures | {"cost_usd": job.budget.spent})
-                finally:
-                    job.keep_costs()
-                if len(job.log.lines.keys() & {row.id for row in rows}) < len(rows):
+                job = _Job(self, Budget(self.generator.budget_usd, _spent(log)), log)
+                asking = ask(log, rows, job.answer, job.refused, self._connect, self.generator.concurrency)
+                with closing(asking) as ticks:
+                    for tick in ticks:
+                        figures = {"rows_per_second": tick.rows_per_second, "eta_seconds": tick.eta_seconds}
+                        yield report(tick.done, tick.total, figures | {"cost_usd": job.budget.spent})
+                if len(log.lines.keys() & {row.id for row in rows}) < len(rows):
                     log.append(Written(id=STOPPED))
         stopped = f"the budget of ${self.generator.budget_usd or 0:g} is spent"
         return [log.lines.get(row.id) or Written(id=row.id, reason=stopped) for row in rows]
@@ -105,8 +106,11 @@ class _Talk:
     """How far the model and we have come with a row that has no line yet."""
 
     messages: list[Turn]
+    usd: float
+    """What it has cost, here and in earlier processes."""
+    reserved: float = 0.0
+    """Worst price of the request under way."""
     turns: int = 0
-    usd: float = 0.0
     problem: str = ""
     """With the last answer."""
 
@@ -125,7 +129,9 @@ class _Job:
         """Ask until the answer is usable, the tries are used up or the budget is spent."""
         asked, labels, candidate = self.writer, self.writer.labels, row.candidate
         if row.id not in self.talks:
-            self.talks[row.id] = _Talk(instructions.ask(candidate, labels, row.id, asked.seed))
+            before = self.log.lines.get(row.id + UNDER_WAY)  # of an earlier process, which may have been killed
+            messages = instructions.ask(candidate, labels, row.id, asked.seed)
+            self.talks[row.id] = _Talk(messages, before.usd if before else 0.0)
         talk = self.talks[row.id]
         while talk.turns < asked.tries:
             answer = await self._complete(chat, row, talk)
@@ -139,21 +145,20 @@ class _Job:
 
     def refused(self, row: Row, error: Refused, tally: Tally) -> Written:
         """The line of a row that the endpoint refused; raises when it refuses everything."""
-        if tally.refused_in_a_row >= MAX_REFUSED:
+        at_first = not tally.answered and not any(line.instruction for line in self.log.lines.values())
+        if (at_first and tally.refused >= MOST_REFUSED_AT_FIRST) or tally.recent.count(True) > MOST_REFUSED:
             raise error
         return self._line(row, reason=str(error))
-
-    def keep_costs(self) -> None:
-        """What was paid for rows that have no line counts against the budget of whoever goes on."""
-        if usd := sum(talk.usd for talk in self.talks.values()):
-            self.log.append(Written(id=f"unfinished {len(self.log.lines)}", usd=usd))
 
     async def _complete(self, chat: ChatClient, row: Row, talk: _Talk) -> Completion:
         schema = instructions.schema(self.writer.labels)
         worst = self._price(_tokens_at_most(talk.messages) + len(str(schema)), instructions.MAX_ANSWER_TOKENS)
-        if not await self.budget.reserve(worst):
-            raise Enough
-        cost = 0.0
+
+        async def pay_again() -> None:
+            self._pay(talk, worst)
+            await self._reserve(row, talk, worst)
+
+        await self._reserve(row, talk, worst)
         try:
             answer = await chat.complete(
                 self.writer.generator.model or "",
@@ -162,17 +167,29 @@ class _Job:
                 temperature=0.7,
                 seed=(chance(row.id, self.writer.seed) & 0x7FFFFFFF) + talk.turns,
                 extra=schema,
+                lost=pay_again,
             )
-            # an endpoint that does not count tokens is taken at the worst
-            cost = self._price(answer.prompt_tokens, answer.completion_tokens) if answer.prompt_tokens else worst
-            return answer
         except Refused as error:
-            cost = self._price(*error.usage)
+            self._pay(talk, self._price(*error.usage))
             raise
-        finally:
-            self.budget.settle(worst, cost)
-            talk.usd += cost
-            SPEND.inc(cost)
+        except Unanswered:
+            self._pay(talk, self._price(_tokens_at_most(HELLO), 1))  # of seeing whether the endpoint lives
+            raise
+        # an endpoint that does not count tokens is taken at the worst
+        self._pay(talk, self._price(answer.prompt_tokens, answer.completion_tokens) if answer.prompt_tokens else worst)
+        return answer
+
+    async def _reserve(self, row: Row, talk: _Talk, worst: float) -> None:
+        """Set the worst price of a request aside, here and for whoever goes on if this process is killed."""
+        if not await self.budget.reserve(worst):
+            raise Enough
+        talk.reserved = worst
+        self.log.append(Written(id=row.id + UNDER_WAY, usd=talk.usd + worst))
+
+    def _pay(self, talk: _Talk, usd: float) -> None:
+        self.budget.settle(talk.reserved, usd)
+        talk.usd += usd
+        SPEND.inc(usd)
 
     def _line(self, row: Row, **became: str) -> Written:
         return Written(id=row.id, usd=self.talks.pop(row.id).usd, **became)
@@ -180,6 +197,12 @@ class _Job:
     def _price(self, prompt: int, completion: int) -> float:
         per_prompt, per_completion = self.writer.generator.usd_per_million_tokens
         return (prompt * per_prompt + completion * per_completion) / 1e6
+
+
+def _spent(log: Log[Written]) -> float:
+    """What all rows cost; those under way at most."""
+    over = {row + UNDER_WAY for row in log.lines}
+    return sum(line.usd for line in log.lines.values() if line.id not in over)
 
 
 def _tokens_at_most(messages: Sequence[Turn]) -> int:

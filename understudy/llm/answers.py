@@ -1,5 +1,5 @@
-"""What requests and responses of the chat protocol mean: the answer in a response, what is wrong with it, how long to wait, and which
-fields a model does not take.
+"""What requests and responses of the chat protocol mean: the answer in a response, what is wrong with it, and which fields a model does
+not take.
 
 Tolerant of every shape that providers are known to send; what it returns can be written as UTF-8. Does not send (`chat.py`).
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass
 from typing import Any
 
 DISPENSABLE = ("temperature", "seed", "response_format")
-"""What a question is still the same question without."""
+"""What a question is still nearly the same question without."""
+MOST_SAID = 1000
+"""Characters of an error that are of use to anybody."""
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra (field|input)|not (permitted|allowed|available)|deprecated|instead",
     re.IGNORECASE,
@@ -34,52 +34,32 @@ class Completion:
     """The whole response body, for what is not in the standard (e.g. vLLM's `prompt_logprobs`)."""
 
 
-@dataclass
-class Dialect:
-    """Which names a model has for the fields of a request, learnt from its refusals."""
-
-    names: dict[str, str | None] = field(default_factory=dict)
-    """Our name -> the model's; None: it does not take this one."""
-
-    def speak(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The request as the model takes it."""
-        named = ((self.names.get(name, name), value) for name, value in request.items())
-        return {name: value for name, value in named if name is not None}
-
-    def learn(self, spoken: Mapping[str, Any], error: Mapping[str, Any]) -> bool:
-        """Whether a refusal of `spoken` taught something, so that it is worth asking again.
-
-        `error` has the `message`, `param` and `code` of the response.
-        """
-        message = str(error["message"])
-        if error.get("code") != "unsupported_parameter" and not _UNSUPPORTED.search(message):
-            return False
-        if "max_tokens" in spoken and "max_completion_tokens" in message:
-            return self._know("max_tokens", "max_completion_tokens")
-        named = error.get("param") or message
-        for name in DISPENSABLE:
-            if name in spoken and re.search(rf"\b{name}\b", str(named)):
-                return self._know(name, None)
-        return False
-
-    def _know(self, name: str, other: str | None) -> bool:
-        self.names[name] = other
-        return True
+def speak(request: Mapping[str, Any], names: Mapping[str, str | None]) -> dict[str, Any]:
+    """The request in a model's names for its fields; None is the name of one that it does not take."""
+    named = ((names.get(name, name), value) for name, value in request.items())
+    return {name: value for name, value in named if name is not None}
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds by `retry-after-ms` or `Retry-After` (seconds or a date, RFC 9110 10.2.3); None when neither is there."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            return max(0.001, float(value) / unit)
-        except ValueError:
-            pass
-        try:
-            return max(0.001, float(parsedate_to_datetime(value).timestamp()) - time.time())
-        except ValueError:
-            pass
-    return None
+def lesson(spoken: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str | None]:
+    """What a refusal of `spoken` seems to teach about one field: its name, or None when the model does not take it; else nothing.
+
+    `error` has the `message`, `param` and `code` of the response. A message may quote the request, so that a field whose
+    name is a word in what was asked counts as named only by `param`. It is proved when the request without it is answered.
+    """
+    message, code, param = str(error["message"]), str(error.get("code")), error.get("param")
+    if not code.startswith("unsupported") and not _UNSUPPORTED.search(message):
+        return {}
+    own = json.dumps(list(spoken.values()), ensure_ascii=False)
+
+    def named(name: str) -> bool:
+        if isinstance(param, str) and param:
+            return param.rpartition(".")[2] == name
+        word = re.compile(rf"\b{name}\b", re.IGNORECASE)
+        return bool(word.search(message)) and not word.search(own)
+
+    if "max_tokens" in spoken and "max_completion_tokens" in message:
+        return {"max_tokens": "max_completion_tokens"} if named("max_tokens") or named("max_completion_tokens") else {}
+    return next(({name: None} for name in DISPENSABLE if name in spoken and named(name)), {})
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -103,7 +83,7 @@ def error_in(document: Mapping[str, Any], body: bytes) -> dict[str, Any]:
     message = where.get("message") or where.get("detail") or (error if isinstance(error, str) else None)
     if not document and not body.startswith(b"{"):
         message = body[:200].decode("utf-8", "replace").strip()
-    return {"message": _text(message or ""), "param": where.get("param"), "code": where.get("code")}
+    return {"message": _text(message or "")[:MOST_SAID], "param": where.get("param"), "code": where.get("code")}
 
 
 def completion_in(document: Mapping[str, Any]) -> Completion | str:

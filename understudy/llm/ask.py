@@ -16,15 +16,15 @@ import asyncio
 import errno
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from understudy.errors import disk_full
-from understudy.llm.chat import Refused, Unanswered
+from understudy.llm.chat import Away, Refused, Unanswered
 
 if TYPE_CHECKING:
     from understudy.llm.chat import ChatClient
@@ -33,8 +33,11 @@ PULSE = 0.5
 """Seconds between two ticks, and between two flushes of the log to the disk itself."""
 LAST_SECONDS = 1.0
 """In which requests that are not wanted any more must have closed their connections."""
-SILENT_ROUNDS = 2
-"""Times that every worker may fail to get an answer, with none between, before the endpoint counts as gone."""
+ROUNDS = 3
+"""Times that a question may stay without an answer, all its tries used up, when the endpoint answers others."""
+SILENT_ROUNDS, SILENT_SECONDS = 2, 300.0
+"""Times that every worker may fail to get an answer, with none between, before the endpoint counts as gone; or so long."""
+RECENT = 100
 KEY_REFUSED = (401, 402, 429)
 """Of HTTP: who asks is refused, not the question; 429 is refused only when a quota is used up."""
 
@@ -81,8 +84,8 @@ class Tally:
     """All questions, also those that an earlier call asked."""
     answered: int = 0
     refused: int = 0
-    refused_in_a_row: int = 0
-    """Since the last answer."""
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Of the last `RECENT` of them, in order: whether it was refused."""
 
 
 class Log(Generic[L]):
@@ -136,9 +139,9 @@ def ask(
     """Ask the questions that `log` has no line of, in the order given; yields twice a second, and at the end.
 
     `refused` gives the line of a question that the endpoint refused, or raises when that says enough about all of them.
-    A question without an answer goes to the end of the line. `connect` makes the client for so many requests at once. Raises
-    what `answer` and `refused` raise, `Refused` when the endpoint does not take the key, and `Unanswered` when it has not
-    answered anybody for `SILENT_ROUNDS`.
+    A question without an answer goes to the end of the line; after `ROUNDS` in which others were answered it counts as refused.
+    `connect` makes the client for so many requests at once. Raises what `answer` and `refused` raise, `Refused` when the
+    endpoint does not take the key, and `Unanswered` when it has not answered anybody for `SILENT_ROUNDS` or `SILENT_SECONDS`.
     """
     todo = deque(question for question in questions if question.id not in log.lines)
     job = _Job(log, todo, answer, refused, Tally(len(questions)))
@@ -164,12 +167,18 @@ class _Job(Generic[Q, L]):
     answer: Callable[[ChatClient, Q], Awaitable[L]]
     refused: Callable[[Q, Refused, Tally], L]
     tally: Tally
+    rounds: Counter[str] = field(default_factory=Counter)
+    """Question -> times that it was not answered while others were."""
+    heard: int = 0
+    """Times that the endpoint answered or refused anybody."""
+    heard_at: float = 0.0
     silent: int = 0
     """Questions in a row that nobody answered."""
 
     async def run(self, connect: Callable[[int], ChatClient], workers: int) -> None:
         if not workers:
             return
+        self._hear()
         async with connect(workers) as chat:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -180,31 +189,54 @@ class _Job(Generic[Q, L]):
 
     async def _work(self, chat: ChatClient, patience: int) -> None:
         while self.todo:
-            question = self.todo.popleft()
+            question, before = self.todo.popleft(), self.heard
             try:
                 self._keep(await self.answer(chat, question))
-            except Unanswered:
-                self.todo.append(question)
-                self.silent += 1
-                if self.silent >= patience:
-                    raise
+            except Away:
+                raise
+            except Unanswered as error:
+                if self.heard == before and await chat.lives():
+                    self._hear()
+                if self.heard > before:
+                    self._put_back(question, error)
+                else:
+                    self.todo.append(question)
+                    self.silent += 1
+                    if self.silent >= patience or _now() - self.heard_at > SILENT_SECONDS:
+                        raise
             except Refused as error:
+                if error.status in KEY_REFUSED:
+                    raise
+                self._hear()
                 self._refuse(question, error)
             except Enough:
                 self.todo.clear()
 
+    def _put_back(self, question: Q, error: Unanswered) -> None:
+        """It is this question that is not answered, not the endpoint that is gone."""
+        self.rounds[question.id] += 1
+        if self.rounds[question.id] < ROUNDS:
+            self.todo.append(question)
+        else:
+            self._refuse(question, Refused(f"not answered after {ROUNDS} tries, while others were: {error.what}", 0))
+
     def _keep(self, line: L) -> None:
+        self._hear()
         self.log.append(line)
         self.tally.answered += 1
-        self.tally.refused_in_a_row = self.silent = 0
+        self.tally.recent.append(False)
 
     def _refuse(self, question: Q, error: Refused) -> None:
-        if error.status in KEY_REFUSED:
-            raise error
-        self.silent = 0
         self.tally.refused += 1
-        self.tally.refused_in_a_row += 1
+        self.tally.recent.append(True)
         self.log.append(self.refused(question, error, self.tally))
+
+    def _hear(self) -> None:
+        self.heard, self.heard_at, self.silent = self.heard + 1, _now(), 0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 @contextmanager

@@ -1,13 +1,11 @@
 """Async client of any OpenAI-compatible endpoint, for datagen, judge and evaluator: one question, one answer or one error.
 
 What may pass (no connection, 408, 409, 429, 5xx, a 200 without an answer in it) is tried again after a backoff with jitter
-or `Retry-After`; a 4xx is `Refused` at once, because asking again gives the same answer, except where it names a field of
-the request that this model does not take: the field is renamed or left out from then on (`Dialect`). Requests wait
-for their turn in the rate that the endpoint allows (`limits.py`). Who asks says where and with which key: nothing is
-read from the environment but proxies. Does not stream, follow redirects, keep budgets, know prompts or ask many (`ask.py`).
-
-Sends with aiohttp: the SDK's path costs 1.4 ms of CPU per request on the machine where aiohttp's costs 0.1 ms, and
-its retries hide the 429s that teach the limits (docs/adr/0007; `bench/ask.py` measures both).
+or `Retry-After`, whichever is longer; a 4xx is `Refused` at once, because asking again gives the same answer, except where
+it names a field of the request that this model does not take: then the field is renamed or left out, and from then on for
+everybody if that was answered. Requests wait for their turn in the rate that the endpoint allows (`limits.py`). Who asks says
+where and with which key: nothing is read from the environment but proxies. Does not stream, speak HTTP (`wire.py`), keep budgets,
+know prompts or ask many (`ask.py`).
 """
 
 from __future__ import annotations
@@ -15,33 +13,36 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import Any, Self
 
 from understudy.errors import Invalid, Transient
-from understudy.llm.answers import Completion, Dialect, completion_in, error_in, parsed, retry_after, usage_in
+from understudy.llm.answers import Completion, completion_in, error_in, lesson, parsed, speak, usage_in
+from understudy.llm.headers import retry_after
 from understudy.llm.limits import Limits, Sent
+from understudy.llm.wire import Lost, Unreadable, Wire
 from understudy.records import Turn
-
-if TYPE_CHECKING:
-    import aiohttp
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.5, 8.0
 """Seconds before the second try and before the last ones."""
 LONGEST_WAIT = 120.0
 """Seconds that an endpoint may ask us to wait; beyond that it does not answer today."""
+LONGEST_TRYING = 240.0
+"""Seconds after its first try in which a question is tried again."""
 TRIES_WITHOUT_ANSWER = 3
 """Of a question that is answered with 200 and nonsense, when nothing was counted for it."""
-CONNECT_SECONDS = 10.0
+NOT_WORKED_ON = (409, 429, 503)
+"""Of HTTP: the request was turned away before anybody could work on it (and bill it). Other statuses from 500 on say nothing."""
+MOST_BYTES, BYTES_PER_TOKEN = 1 << 20, 256
+"""How long a response may be: so much, and so much for each token that it may tell of. A prompt has no more of them than bytes; vLLM's
+`prompt_logprobs` take about 100 bytes for each."""
 HEAD_START = 2.0
 """Seconds that the first requests have before the others."""
+HELLO = (Turn(role="user", content="Hi"),)
+"""What any endpoint answers to that answers at all; one token of the answer is enough."""
 
 
 class Refused(Invalid):
@@ -50,7 +51,7 @@ class Refused(Invalid):
     def __init__(self, what: str, status: int, usage: tuple[int, int] = (0, 0)) -> None:
         super().__init__(what)
         self.status = status
-        """Of HTTP; 200 when the answer was none."""
+        """Of HTTP; 200 when the answer was none, 0 when this question alone was never answered."""
         self.usage = usage
         """Prompt and completion tokens that the endpoint counted nevertheless."""
 
@@ -59,27 +60,36 @@ class Unanswered(Transient):
     """The endpoint did not answer after all tries."""
 
 
+class Away(Unanswered):
+    """It said that it will not answer anybody for longer than `LONGEST_WAIT`."""
+
+
 class ChatClient:
     """`async with ChatClient(url, key) as chat: answer = await chat.complete("seedling", turns, max_tokens=64)`.
 
     At most `concurrency` requests are under way at once, the rest wait in order of asking. The first goes alone, and each
     answer lets one more go, so that what a model does not take or allow is refused once and not to all; after `HEAD_START`
-    all may go. What is learnt of a model (`Dialect`, `Limits`) is known to every client in this process with the same endpoint and key.
+    all may go. What is learnt of a model (names of fields, `Limits`) is known to every client in this process with the same
+    endpoint and key.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None, *, concurrency: int = 16, tries: int = 8, timeout: float = 120
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        concurrency: int = 16,
+        tries: int = 8,
+        timeout: float = 120,
+        exact: bool = False,
     ) -> None:
-        """`base_url` goes up to and with `/v1`; raises `Invalid` when it is no HTTP address. `timeout` is in seconds, for each try."""
-        parts = _address(base_url)
-        self.base_url = base_url.rstrip("/")
-        self._api_key, self._tries, self._timeout, self._secure = (
-            (api_key or "").strip(),
-            tries,
-            timeout,
-            parts.scheme == "https",
-        )
-        self._proxy = None if proxy_bypass(parts.hostname or "") else _proxy(parts.scheme)
+        """`base_url` goes up to and with `/v1`; raises `Invalid` when it is no HTTP address. `timeout` is in seconds, for each try.
+
+        `exact`: every field is sent, so that an answer is one to this request; a model that does not take one refuses.
+        """
+        self.base_url, self._api_key = base_url.rstrip("/"), (api_key or "").strip()
+        self._wire = Wire(self.base_url, self._api_key, timeout)
+        self._tries, self._exact, self._model = tries, exact, ""
         self._slots, self._closed_slots = asyncio.Semaphore(1), concurrency - 1
         self._turn = asyncio.Lock()
 
@@ -92,10 +102,14 @@ class ChatClient:
         temperature: float = 0.0,
         seed: int | None = None,
         extra: Mapping[str, Any] | None = None,
+        lost: Callable[[], Awaitable[None]] | None = None,
+        tries: int | None = None,
     ) -> Completion:
         """One chat completion; `extra` is merged into the request body.
 
-        Raises `Refused` when the endpoint refuses the request, `Unanswered` when it did not answer after all tries.
+        `lost` is awaited after each try without an answer that the endpoint may have worked on and billed; it may raise to end it.
+        Raises `Refused` when the endpoint refuses the request, `Unanswered` when it did not answer after all tries, `Away` when
+        it answers nobody.
         """
         request: dict[str, Any] = {
             "model": model,
@@ -105,90 +119,103 @@ class ChatClient:
         }
         if seed is not None:
             request["seed"] = seed
+        self._model = model
         async with self._slots:
             try:
-                return await self._until_answered(model, request | dict(extra or {}), max_tokens)
+                return await self._until_answered(request | dict(extra or {}), lost or _nothing, tries or self._tries)
             finally:
                 self._open(1)
+
+    async def lives(self) -> bool:
+        """Whether the endpoint answers a question that is like no other, by the model asked last; raises `Away`."""
+        try:
+            await self.complete(self._model, HELLO, max_tokens=1, tries=1)
+        except Refused as error:
+            return error.status in (200, 400, 422)  # this question has been looked at
+        except Away:
+            raise
+        except Unanswered:
+            return False
+        return True
 
     def _open(self, slots: int) -> None:
         for _ in range(min(slots, self._closed_slots)):
             self._closed_slots -= 1
             self._slots.release()
 
-    async def _until_answered(self, model: str, request: Mapping[str, Any], max_tokens: int) -> Completion:
-        dialect, limits = _known(self.base_url, self._api_key, model)
-        nonsense = 0
+    async def _until_answered(
+        self, request: Mapping[str, Any], lost: Callable[[], Awaitable[None]], tries: int
+    ) -> Completion:
+        model, max_tokens = str(request["model"]), int(request["max_tokens"])
+        known, limits = _known(self.base_url, self._api_key, model)
+        names = {name: other for name, other in known.items() if other or not self._exact}
+        clock, began, nonsense = asyncio.get_running_loop().time, 0.0, 0
         for attempt in count(1):
-            spoken = dialect.speak(request)
+            spoken = speak(request, names)
             content = json.dumps(spoken).encode()
             sent = await self._wait_for_turn(limits, len(content) // 4 + max_tokens)
-            wait = backoff(attempt)
+            began, wait, refusal, away = began or clock(), backoff(attempt), None, False
             try:
-                status, headers, body = await self._post(content)
-            except ConnectionError as lost:
-                problem = str(lost)
+                most = MOST_BYTES + BYTES_PER_TOKEN * (len(content) + max_tokens)
+                response = await self._wire.post("/chat/completions", content, most)
+            except Lost as miss:
+                problem, worked_on = str(miss), miss.sent
+            except Unreadable as what:
+                problem, worked_on = str(what), True
+                refusal = Refused(self._says("gave no answer to", model, problem), 200)
             else:
-                document = parsed(body)
-                error = error_in(document, body)
+                status, document = response.status, parsed(response.body)
+                error, told = error_in(document, response.body), retry_after(response.headers) or 0.0
                 problem = error["message"] or f"status {status}"
+                worked_on = (status >= 500 or status == 408) and status not in NOT_WORKED_ON
                 if status == 429 and error.get("code") != "insufficient_quota":
-                    wait = max(limits.refused(sent, headers, problem), retry_after(headers) or 0.0) or wait
-                    limits.pause(min(wait, LONGEST_WAIT))
+                    told = max(told, min(LONGEST_WAIT, limits.refused(sent, response.headers, problem)))
+                    limits.pause(min(told or wait, LONGEST_WAIT))
                 else:
-                    limits.answered(sent, headers)
+                    limits.answered(sent, response.headers)
                     if status == 200:
                         answer = completion_in(document)
                         if isinstance(answer, Completion):
+                            known.update(names)
                             return answer
-                        nonsense += 1
-                        problem = f"{answer}: {error['message']}".removesuffix(": ")
-                        usage = usage_in(document)
+                        nonsense, usage = nonsense + 1, usage_in(document)
+                        problem, worked_on = f"{answer}: {error['message']}".removesuffix(": "), not any(usage)
                         if nonsense >= TRIES_WITHOUT_ANSWER or any(usage):
-                            raise Refused(self._says("gave no answer to", model, problem), status, usage)
-                    elif status in (400, 422) and dialect.learn(spoken, error):
+                            refusal = Refused(self._says("gave no answer to", model, problem), status, usage)
+                    elif status in (400, 422) and (learnt := self._lesson(spoken, error)):
+                        names |= learnt
                         continue
                     elif status not in (408, 409) and status < 500:
-                        raise Refused(self._says("refused", model, problem), status)
-                    wait = retry_after(headers) or wait
-            if attempt >= self._tries or wait > LONGEST_WAIT:
+                        refusal = Refused(self._says("refused", model, problem), status)
+                away = told > LONGEST_WAIT and status in (429, 503)
+                wait = max(wait, min(told, LONGEST_WAIT))
+            if worked_on:
+                await lost()
+            if refusal:
+                raise refusal
+            if away:
+                raise Away(self._says("asks to wait too long with", model, problem))
+            if attempt >= tries or clock() - began > LONGEST_TRYING:
                 raise Unanswered(self._says("did not answer", model, problem))
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
+    def _lesson(self, spoken: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, str | None]:
+        learnt = lesson(spoken, error)
+        return {} if self._exact and None in learnt.values() else learnt
+
     async def _wait_for_turn(self, limits: Limits, tokens: int) -> Sent:
         async with self._turn:  # the first in the line looks at the clock, the others wait behind it
             while isinstance(sent := limits.take(tokens), float):
-                await asyncio.sleep(min(sent, 1.0))
+                await asyncio.sleep(min(max(sent, 0.001), 1.0))
             return sent
-
-    async def _post(self, content: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        import aiohttp  # takes a quarter of a second, which only those who ask should wait
-
-        try:
-            async with self._session.post(
-                f"{self.base_url}/chat/completions", data=content, proxy=self._proxy, allow_redirects=False
-            ) as response:
-                return response.status, response.headers, await response.read()
-        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            raise ConnectionError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
     def _says(self, what: str, model: str, problem: str) -> str:
         said = f"The endpoint {self.base_url} {what} a request for model `{model}`: {problem}"
         return said.replace(self._api_key, "(the key)") if self._api_key else said  # some endpoints repeat it
 
     async def __aenter__(self) -> Self:
-        import aiohttp
-
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "understudy"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        self._session: aiohttp.ClientSession = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if self._secure else True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=CONNECT_SECONDS),
-        )
+        await self._wire.__aenter__()
         self._start = asyncio.get_running_loop().call_later(HEAD_START, self._open, self._closed_slots)
         return self
 
@@ -196,7 +223,7 @@ class ChatClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._start.cancel()
-        await self._session.close()
+        await self._wire.__aexit__(kind, error, trace)
 
 
 def backoff(attempt: int) -> float:
@@ -204,38 +231,11 @@ def backoff(attempt: int) -> float:
     return min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt - 1, 10)) * random.uniform(0.5, 1.0)
 
 
-def _address(base_url: str) -> SplitResult:
-    try:
-        parts = urlsplit(base_url)
-        more = parts.query or parts.fragment or "@" in base_url
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not more:
-            parts.hostname.encode("idna")
-            return parts
-    except ValueError:  # of a port that is no number, of a name that no resolver takes
-        pass
-    what = "The endpoint's address" if "@" in base_url else f"`{base_url}`"  # what is before an @ may be a secret
-    raise Invalid(
-        f"{what} is not of the form http[s]://host[:port]/path", "Give one such as `https://api.openai.com/v1`."
-    )
+async def _nothing() -> None:
+    pass
 
 
 @lru_cache(maxsize=1024)
-def _known(base_url: str, api_key: str, model: str) -> tuple[Dialect, Limits]:
-    """What this process has learnt of a model at an endpoint."""
-    return Dialect(), Limits()
-
-
-def _proxy(scheme: str) -> str | None:
-    """As the environment says (`https_proxy`, `all_proxy`, ...)."""
-    proxies = getproxies()
-    return proxies.get(scheme) or proxies.get("all")
-
-
-def _tls() -> ssl.SSLContext:
-    """The system's certificates (or SSL_CERT_FILE's), else certifi's where a small image has none."""
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile or (paths.capath and any(Path(paths.capath).iterdir())):
-        return ssl.create_default_context()
-    import certifi
-
-    return ssl.create_default_context(cafile=certifi.where())
+def _known(base_url: str, api_key: str, model: str) -> tuple[dict[str, str | None], Limits]:
+    """What this process has learnt of a model at an endpoint: its names for the fields of a request (`answers.speak`), its limits."""
+    return {}, Limits()

@@ -7,17 +7,19 @@ Keeps a mirror of the endpoint's two token buckets, requests and tokens per minu
 headers say how much was left after each request; that is compared with what we believed was left after the same
 request, so that the time an answer took does not matter, and the difference moves the mirror: down at once, up
 slowly. Endpoints that only say 429 are measured: between two moments at which a bucket was empty, what was let through
-is what it was filled with. Safe in several threads. Does not wait (`chat.py` does), and knows no HTTP but the headers' names.
+is what it was filled with. Safe in several threads. Does not wait (`chat.py` does) or read
+headers (`headers.py`).
 """
 
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from understudy.llm import headers
 
 MINUTE = 60.0
 UPWARDS = 0.1
@@ -31,6 +33,8 @@ GROWTH = 0.0002
 raised, too, and some 429s come from a crowd that goes away."""
 GUESS_GROWTH, GUESS_CUT = 0.05, 0.7
 """The same of a rate that was only guessed, and what is left of it at a 429 that comes too early to measure anything."""
+SLOWEST, FASTEST = 1e-6, 1e9
+"""Per second, whatever was told or measured."""
 ENOUGH = 10
 """Requests (or as many tokens as they took) between two 429s that make a measurement."""
 
@@ -82,7 +86,7 @@ class Bucket:
             return 0.0
         if not self.told:
             growth = GROWTH * max(1.0, (now - self.heard) / MINUTE) ** 3 if self.measured else GUESS_GROWTH
-            self.rate *= 1 + growth * min(1.0, now - self.at)
+            self.rate = min(FASTEST, self.rate * (1 + growth * min(1.0, now - self.at)))
         self.level = min(self.room, self.level + self.rate * (now - self.at))
         self.at = now
         if now - self.last > PROBE:
@@ -105,7 +109,7 @@ class Bucket:
         used, period = limit - remaining, MINUTE
         if reset is not None and reset > MINUTE + 1 and remaining > 0 and used > 0:  # a limit per hour or day
             period = reset * limit / used
-        self.rate = limit / period
+        self.rate = max(SLOWEST, limit / period)
         if not self.told or mark is None:
             if not self.told:
                 self.room, self.level, self.at, self.told = limit, min(remaining, limit), now, True
@@ -171,17 +175,17 @@ class Limits:
         with self._lock:
             self._paused = max(self._paused, self.clock() + seconds)
 
-    def answered(self, sent: Sent, headers: Mapping[str, str]) -> None:
+    def answered(self, sent: Sent, said: Mapping[str, str]) -> None:
         """The endpoint took the request."""
         with self._lock:
-            self._tell(sent, headers)
+            self._tell(sent, said)
 
-    def refused(self, sent: Sent, headers: Mapping[str, str], message: str) -> float:
+    def refused(self, sent: Sent, said: Mapping[str, str], message: str) -> float:
         """The endpoint said 429; seconds until there should be room again, 0 when nothing is known."""
         with self._lock:
             now, news = self.clock(), sent.at > self._refused
-            self._tell(sent, headers)
-            short = _number(headers, "remaining", "tokens")
+            self._tell(sent, said)
+            short = headers.left(said, "tokens")
             of_tokens = short < sent.tokens if short is not None else "token" in message.lower()
             bucket, amount = (self.tokens, sent.tokens) if of_tokens else (self.requests, 1)
             for each, untaken in ((self.requests, 1), (self.tokens, sent.tokens)):
@@ -191,30 +195,11 @@ class Limits:
             self._refused = now
             return bucket.wait(amount, now) if bucket.told else 0.0
 
-    def _tell(self, sent: Sent, headers: Mapping[str, str]) -> None:
+    def _tell(self, sent: Sent, said: Mapping[str, str]) -> None:
         for bucket, mark, name in (
             (self.requests, sent.marks[0], "requests"),
             (self.tokens, sent.marks[1], "tokens"),
         ):
-            limit, remaining = _number(headers, "limit", name), _number(headers, "remaining", name)
-            if limit is not None and remaining is not None and limit > 0:
-                reset = duration(headers.get(f"x-ratelimit-reset-{name}", ""))
-                bucket.tell(mark, limit, remaining, reset, self.clock())
-
-
-def duration(text: str) -> float | None:
-    """Seconds of `6m0s`, `120ms`, `1h2m3.5s` or `12`; None of anything else."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-    if not re.fullmatch(r"(\d+(\.\d+)?(ms|[dhms]))+", text):
-        return None
-    return sum(float(number) * units[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)(ms|[dhms])", text))
-
-
-def _number(headers: Mapping[str, str], what: str, name: str) -> float | None:
-    try:
-        value = float(headers.get(f"x-ratelimit-{what}-{name}", ""))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+            limit, remaining = headers.limit(said, name), headers.left(said, name)
+            if limit and remaining is not None:
+                bucket.tell(mark, limit, remaining, headers.reset(said, name), self.clock())

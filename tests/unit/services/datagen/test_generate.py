@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -46,6 +47,9 @@ GOOD = {"instruction": "Please say if this is negative or positive.", "answer": 
 PROMPT_TOKENS, COMPLETION_TOKENS = 100, 20
 USD = (PROMPT_TOKENS * 0.15 + COMPLETION_TOKENS * 0.60) / 1e6
 
+HELLO = ((2 + 16) * 0.15 + 1 * 0.60) / 1e6
+"""What it may cost at most to see whether the endpoint lives."""
+
 
 @dataclass
 class Endpoint:
@@ -62,11 +66,16 @@ class Endpoint:
     answers: float = float("inf")
     """So many requests are answered; the others wait until who asked hangs up."""
     waiting: int = 0
+    hellos: int = 0
+    hello: Response = field(default_factory=lambda: JSONResponse({"choices": [{"message": {"content": "Hello"}}]}))
 
     async def answer(self, request: Request) -> Response:
         import asyncio
 
         body = await request.json()
+        if len(body["messages"]) == 1:  # somebody asks whether it lives
+            self.hellos += 1
+            return self.hello
         shown = json.loads(body["messages"][1]["content"])
         text, good = shown["text"], GOOD | {"answer": shown["right label"]}
         self.bodies.append(body)
@@ -92,6 +101,19 @@ class Endpoint:
         return JSONResponse(
             {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
         )
+
+    def worst(self, text: str, turn: int = 0) -> float:
+        """What one request about this text may have cost at most: no tokenizer makes more tokens than bytes."""
+        asked = [body for body in self.bodies if json.dumps(text) in body["messages"][1]["content"]]
+        body = next(body for body in asked if len(body["messages"]) == 2 * turn + 2)
+        sizes = [len(message["content"].encode()) + 16 for message in body["messages"]]
+        prompt = sum(sizes) + len(str({"response_format": body["response_format"]}))
+        return (prompt * 0.15 + body["max_tokens"] * 0.60) / 1e6
+
+
+def under_way(line: bytes) -> bool:
+    """Whether it says what a row may cost, not what became of it."""
+    return str(json.loads(line)["id"]).endswith(" under way")
 
 
 @pytest.fixture
@@ -145,7 +167,7 @@ def test_every_row_gets_its_instruction_whatever_the_order_of_answers(endpoint: 
     assert written[1].usd == pytest.approx(3 * USD), "every answer is paid for, usable or not"
     assert endpoint.asked["text 0"] == 3
     assert said[-1].done == said[-1].total == 10
-    assert said[-1].figures["cost_usd"] == pytest.approx(13 * USD)
+    assert said[-1].figures["cost_usd"] == pytest.approx(13 * USD + endpoint.worst("text 0")), "who worked on a 500?"
     told = [body["messages"][-1]["content"] for body in endpoint.bodies if len(body["messages"]) > 2]
     assert any("the answer is `negative` where the right label is `positive`" in text for text in told)
     assert endpoint.bodies[0]["response_format"]["type"] == "json_schema"
@@ -169,8 +191,10 @@ def test_one_bad_answer_costs_one_row_and_what_earlier_turns_cost_is_kept(endpoi
     assert [line.instruction is None for line in written] == [False, True, True, False, False, False]
     assert "<html>" in str(written[1].reason)
     assert "status 400" in str(written[2].reason)
-    assert [line.usd for line in written] == pytest.approx([USD, 0, USD, 2 * USD, USD, USD])
-    assert said[-1].figures["cost_usd"] == pytest.approx(6 * USD)
+    assert [line.usd for line in written] == pytest.approx(
+        [USD, 3 * endpoint.worst("text 1"), USD, 2 * USD + endpoint.worst("text 3", turn=1), USD, USD]
+    )
+    assert said[-1].figures["cost_usd"] == pytest.approx(sum(line.usd for line in written))
 
 
 def test_a_row_that_was_not_answered_goes_on_where_it_was(
@@ -179,7 +203,7 @@ def test_a_row_that_was_not_answered_goes_on_where_it_was(
     impatient(monkeypatch)
     endpoint.faults = {"text 0": ["no", 503]}
     written, _ = run(writer(endpoint, tmp_path, concurrency=1), rows(3))
-    assert written[0].usd == pytest.approx(2 * USD)
+    assert written[0].usd == pytest.approx(2 * USD + HELLO)
     assert endpoint.answered["text 0"] == 2, "its first turn is not paid twice"
     assert [len(body["messages"]) for body in endpoint.bodies if "text 0" in str(body["messages"])] == [2, 4, 4]
 
@@ -194,7 +218,7 @@ def test_what_was_paid_for_rows_that_are_cut_short_counts_against_the_budget(
     steps.close()
     endpoint.answers = float("inf")
     _, said = run(writer(endpoint, tmp_path, budget_usd=1), rows(1))
-    assert said[-1].figures["cost_usd"] == pytest.approx(2 * USD)
+    assert said[-1].figures["cost_usd"] == pytest.approx(2 * USD + endpoint.worst("text 0", turn=1))
 
 
 def test_the_operators_key_goes_to_the_operators_endpoint_and_nowhere_else(
@@ -249,18 +273,75 @@ def test_the_budget_is_never_passed_and_the_first_rows_get_it(endpoint: Endpoint
     assert sum(endpoint.answered.values()) == answered, "a job that ended stays ended"
 
 
+@pytest.mark.parametrize("fault", [500, b"{}"], ids=["500", "no answer"])
+def test_a_try_that_may_have_been_billed_is_paid_for_and_the_budget_is_kept(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    monkeypatch.setattr("understudy.llm.chat.FIRST_BACKOFF", 0.001)
+    endpoint.always = fault
+    _, said = run(writer(endpoint, tmp_path, concurrency=1, budget_usd=0.002), rows(100))
+    tries = sum(endpoint.asked.values())
+    assert tries > 2
+    assert tries * endpoint.worst("text 0") <= said[-1].figures["cost_usd"] <= 0.002
+
+
+def test_one_row_that_is_never_answered_costs_one_row(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+    endpoint.faults = {"text 9": [500] * 99}
+    written, _ = run(writer(endpoint, tmp_path, concurrency=1), rows(10))
+    assert [line.instruction is None for line in written] == [False] * 9 + [True]
+    assert str(written[9].reason).startswith("not answered after 3 tries, while others were: ")
+    assert "status 500" in str(written[9].reason)
+    assert endpoint.asked["text 9"] == 3
+    assert written[9].usd == pytest.approx(3 * (endpoint.worst("text 9") + HELLO))
+
+
+def test_kill_9_in_the_middle_of_a_talk_loses_none_of_its_cost(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.faults, endpoint.answers = {"text 0": ["no"]}, 1
+    script = KILLED.format(here=str(Path(__file__).parent), url=endpoint.url, work=str(tmp_path), rows=1)
+    child = subprocess.Popen([sys.executable, "-c", script])
+    until(lambda: endpoint.waiting, 20)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    endpoint.answers = float("inf")
+    written, said = run(writer(endpoint, tmp_path, concurrency=4), rows(1))
+    assert written[0].usd == pytest.approx(2 * USD + endpoint.worst("text 0", turn=1))
+    assert said[-1].figures["cost_usd"] == pytest.approx(written[0].usd)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_rows_that_are_disliked_do_not_end_a_dataset(endpoint: Endpoint, tmp_path: Path, share: float) -> None:
+    dice = random.Random(3)
+    endpoint.faults = {f"text {n}": [400] for n in range(1, 400) if dice.random() < share}
+    written, _ = run(writer(endpoint, tmp_path), rows(400))
+    assert sum(line.instruction is None for line in written) == len(endpoint.faults)
+
+
+def test_a_model_that_is_withdrawn_ends_it_before_all_rows_are_lost(endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.faults = {f"text {n}": [404] for n in range(20, 400)}
+    with pytest.raises(Invalid, match="status 404"):
+        run(writer(endpoint, tmp_path), rows(400))
+    assert len(endpoint.asked) < 20 + 80 + 16 + 1
+
+
 def test_finished_rows_are_not_asked_again_and_a_torn_line_is(endpoint: Endpoint, tmp_path: Path) -> None:
     first, _ = run(writer(endpoint, tmp_path), rows(6))
     log = tmp_path / "written.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # the power went while the fifth was written
-    kept = {json.loads(line)["id"] for line in lines[:4]}
+    fifth = [number for number, line in enumerate(lines) if not under_way(line)][4]
+    log.write_bytes(b"".join(lines[:fifth]) + lines[fifth][:20])  # the power went while it was written
+    kept = {json.loads(line)["id"] for line in lines[:fifth] if not under_way(line)}
     second, _ = run(writer(endpoint, tmp_path), rows(6))
-    assert second == first
+    assert [line.instruction for line in second] == [line.instruction for line in first]
+    unknown = [line for line in second if line.id not in kept]
+    worst = [endpoint.worst(f"text {line.id.removeprefix('id')}") for line in unknown]
+    assert [line.usd for line in unknown] == pytest.approx([USD + most for most in worst]), "it may have been billed"
     assert {text for text, count in endpoint.asked.items() if count == 2} == {
         f"text {n}" for n in range(6) if f"id{n}" not in kept
     }
-    assert len([json.loads(line) for line in log.read_text().splitlines()]) == 6
+    assert len([line for line in log.read_bytes().splitlines() if not under_way(line)]) == 6
 
 
 KILLED = """
@@ -268,13 +349,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_generate import Endpoint, rows, run, writer
-run(writer(Endpoint({url!r}), Path({work!r}), concurrency=4), rows(40))
+run(writer(Endpoint({url!r}), Path({work!r}), concurrency=4), rows({rows}))
 """
 
 
 def test_kill_9_pays_again_only_for_rows_under_way(endpoint: Endpoint, tmp_path: Path) -> None:
     endpoint.delay = 0.05
-    script = KILLED.format(here=str(Path(__file__).parent), url=endpoint.url, work=str(tmp_path))
+    script = KILLED.format(here=str(Path(__file__).parent), url=endpoint.url, work=str(tmp_path), rows=40)
     child = subprocess.Popen([sys.executable, "-c", script])
     while sum(endpoint.answered.values()) < 10 and child.poll() is None:
         time.sleep(0.01)
@@ -285,7 +366,8 @@ def test_kill_9_pays_again_only_for_rows_under_way(endpoint: Endpoint, tmp_path:
     assert all(line.instruction for line in written)
     repeated = sum(count - 1 for count in endpoint.asked.values())
     assert repeated <= 4, "at most the rows under way at the kill"
-    assert len({json.loads(line)["id"] for line in (tmp_path / "written.jsonl").read_text().splitlines()}) == 40
+    lines = (tmp_path / "written.jsonl").read_bytes().splitlines()
+    assert Counter(not under_way(line) for line in lines)[True] == 40
 
 
 def until(met: Callable[[], object], seconds: float = 10) -> float:

@@ -23,7 +23,7 @@ import pytest
 from understudy.errors import Fatal, Transient
 from understudy.llm.answers import Completion
 from understudy.llm.ask import Enough, Log, Tally, Tick, ask
-from understudy.llm.chat import ChatClient, Refused, Unanswered
+from understudy.llm.chat import Away, ChatClient, Refused, Unanswered
 from understudy.records import Turn, resume_jsonl
 from understudy.settings import PROJECT
 from understudy.terms import Frozen
@@ -206,6 +206,75 @@ def test_an_unanswered_question_is_asked_again_last_and_a_silent_endpoint_ends_i
 
     with pytest.raises(Transient, match="nobody there"):
         list(asking(tmp_path / "b.jsonl", never))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(
+    "bad", [("q0",), ("q39",), tuple(f"q{n}" for n in range(20, 40))], ids=["first", "last", "half"]
+)
+def test_a_question_that_alone_is_not_answered_is_refused_in_the_end(
+    tmp_path: Path, workers: int, bad: tuple[str, ...]
+) -> None:
+    tries: Counter[str] = Counter()
+
+    def respond(text: str) -> str:
+        tries[text] += 1
+        if text in bad:
+            raise Unanswered("cannot tokenize")
+        return "yes"
+
+    said: dict[str, str] = {}
+
+    def refused(question: Question, error: Refused, tally: Tally) -> Line:
+        said[question.id] = str(error)
+        return refuse(question, error, tally)
+
+    list(asking(tmp_path / "log.jsonl", respond, workers, refused))
+    assert said.keys() == set(bad)
+    assert said[bad[0]] == "not answered after 3 tries, while others were: cannot tokenize"
+    assert [tries[one] for one in bad] == [3] * len(bad)
+    assert len(lines(tmp_path / "log.jsonl")) == 40
+
+
+def test_who_goes_on_where_only_such_a_question_is_left_ends_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"id":"q{n}","text":"yes"}}\n' for n in range(39)))
+
+    def respond(text: str) -> str:
+        if text == "q39":
+            raise Unanswered("cannot tokenize")
+        return "yes"
+
+    list(asking(path, respond))
+    assert lines(path)[-1].text == "refused 1 of 40"
+
+
+@pytest.mark.parametrize("answers", [0, 1, 20, 39])
+def test_an_endpoint_that_is_gone_for_everybody_costs_no_question(tmp_path: Path, answers: int) -> None:
+    asked: list[str] = []
+
+    def respond(text: str) -> str:
+        asked.append(text)
+        if len(asked) > answers:
+            raise Unanswered("nobody there")
+        return "yes"
+
+    with pytest.raises(Unanswered, match="nobody there"):
+        list(asking(tmp_path / "log.jsonl", respond))
+    assert [line.text for line in lines(tmp_path / "log.jsonl")] == ["yes"] * answers
+    assert len(asked) < answers + 40
+
+
+def test_an_endpoint_that_is_away_is_asked_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def respond(text: str) -> str:
+        asked.append(text)
+        raise Away("in an hour")
+
+    with pytest.raises(Away):
+        list(asking(tmp_path / "log.jsonl", respond, workers=1))
+    assert len(asked) == 1
 
 
 def test_enough_ends_it_with_what_was_under_way(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ it keeps to its concurrency."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from understudy.errors import Invalid, Transient
-from understudy.llm.answers import retry_after
-from understudy.llm.chat import ChatClient, Refused, Unanswered
+from understudy.llm.chat import Away, ChatClient, Refused, Unanswered
 from understudy.records import Turn
 
 ASK = [Turn(role="user", content="hi")]
@@ -346,9 +345,138 @@ def test_what_is_no_address_is_said_at_once_without_its_secret(url: str) -> None
     assert "secret" not in str(said.value)
 
 
-def test_seconds_to_wait_as_they_are_written() -> None:
-    soon = formatdate(time.time() + 30, usegmt=True)
-    assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
-    assert retry_after({"retry-after": "2"}) == 2
-    assert 25 < (retry_after({"retry-after": soon}) or 0) < 31
-    assert [retry_after({"retry-after": text}) for text in ("", "soon")] == [None, None]
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_response_is_read_up_to_a_limit_and_not_unpacked(
+    server: Callable[..., str], seen: list[tuple[str, dict[str, str]]], status: int
+) -> None:
+    """A few hundred kilobytes may unpack to more than there is memory."""
+    bombs = {"packed": gzip.compress(b'{"x":"' + b"a" * (64 << 20)), "long": b'{"x":"' + b"a" * (3 << 20)}
+
+    def respond(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        name = body["model"]
+        return status, {"Content-Encoding": "gzip"} if name == "packed" else {}, bombs[name]
+
+    url, says = server(respond), {"packed": "is compressed (gzip)", "long": "is longer than 1,0"}
+    async with ChatClient(url, None, tries=1) as chat:
+        for name, text in says.items():
+            with pytest.raises((Refused, Unanswered)) as error:
+                await chat.complete(name, ASK, max_tokens=5)
+            assert isinstance(error.value, Refused) == (status == 200)
+            assert (text if status == 200 else "did not answer") in str(error.value)
+            assert len(str(error.value)) < 1500
+    assert seen[0][1]["Accept-Encoding"] == "identity"
+
+
+async def test_a_long_prompts_logprobs_are_within_the_limit(server: Callable[..., str]) -> None:
+    """A token for each byte of the prompt, with entries as vLLM writes them."""
+    text = "a" * 100_000
+    entry = {"12345": {"logprob": -12.345678901234567, "rank": 123456, "decoded_token": "\u00e4\u00f6\u00fc"}}
+    url = server(lambda _: (200, {}, ANSWER | {"prompt_logprobs": [None, *[entry] * len(text)]}))
+    async with ChatClient(url, None) as chat:
+        answer = await chat.complete("m", [Turn(role="user", content=text)], max_tokens=1)
+    assert len(answer.raw["prompt_logprobs"]) == len(text) + 1
+
+
+QUOTES = "Input content unsupported. Your input: 'what temperature do seed cakes take'"
+
+
+@pytest.mark.parametrize("asked", ["what temperature do seed cakes take", "another text"])
+async def test_a_message_that_quotes_a_row_teaches_nothing(server: Callable[..., str], asked: str) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def respond(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        bodies.append(body)
+        bad = body["messages"][0]["content"] == asked
+        return (400, {}, {"error": {"message": QUOTES}}) if bad else (200, {}, ANSWER)
+
+    async with ChatClient(server(respond), None) as chat:
+        with pytest.raises(Refused, match="content unsupported"):
+            await chat.complete("m", [Turn(role="user", content=asked)], max_tokens=5, seed=1)
+        await chat.complete("m", ASK, max_tokens=5, seed=1)
+    assert bodies[-1].keys() >= {"temperature", "seed"}, "what is left out and refused nevertheless was not the reason"
+    if "temperature" in asked:
+        assert len(bodies) == 2
+
+
+async def test_who_wants_an_exact_request_answered_gets_no_answer_to_another(server: Callable[..., str]) -> None:
+    error = {"message": "not with this model", "param": "temperature", "code": "unsupported_value"}
+    url = server(lambda body: (400, {}, {"error": error}) if "temperature" in body else (200, {}, ANSWER))
+    async with ChatClient(url, None) as chat, ChatClient(url, None, exact=True) as exact:
+        for _ in range(2):
+            with pytest.raises(Refused, match="not with this model"):
+                await exact.complete("m", ASK, max_tokens=5)
+            await chat.complete("m", ASK, max_tokens=5)
+
+
+async def test_a_silly_header_harms_nobody(server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("understudy.llm.chat.FIRST_BACKOFF", 0.001)
+    rates = {"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "98"}
+    answers: list[tuple[int, dict[str, str], Any]] = [
+        (200, rates | {"x-ratelimit-reset-requests": "9" * 400}, ANSWER),
+        (503, {"Retry-After": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, {}),
+        (200, {"x-ratelimit-limit-requests": "1e-323", "x-ratelimit-remaining-requests": "0"}, ANSWER),
+    ]
+    url = server(lambda _: answers.pop(0) if answers else (200, rates, ANSWER))
+    for _ in range(2):
+        async with ChatClient(url, None) as chat:
+            assert (await chat.complete("m", ASK, max_tokens=5)).text == "hello"
+    assert not answers
+
+
+@pytest.mark.parametrize("after", ["0", "Mon, 01 Jan 2024 00:00:00 GMT"])
+async def test_no_wait_is_shorter_than_our_own(
+    server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    monkeypatch.setattr("understudy.llm.chat.FIRST_BACKOFF", 0.1)
+    times: list[float] = []
+    url = server(lambda _: (times.append(time.monotonic()) or 503, {"Retry-After": after}, {}))  # type: ignore[func-returns-value]
+    async with ChatClient(url, None, tries=4) as chat:
+        with pytest.raises(Unanswered):
+            await chat.complete("m", ASK, max_tokens=5)
+    assert times[-1] - times[0] >= 0.05 + 0.1 + 0.2
+
+
+async def test_a_spent_quota_is_asked_once(server: Callable[..., str]) -> None:
+    calls: list[int] = []
+    url = server(lambda _: (calls.append(1) or 429, {"Retry-After": "3600"}, {}))  # type: ignore[func-returns-value]
+    async with ChatClient(url, None, concurrency=512) as chat:
+        with pytest.raises(Away):
+            await asyncio.gather(*(chat.complete("m", ASK, max_tokens=5) for _ in range(512)))
+    assert len(calls) == 1
+
+
+async def test_what_may_have_been_worked_on_is_told_before_it_is_tried_again(
+    server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("understudy.llm.chat.FIRST_BACKOFF", 0.001)
+    log: list[object] = []
+
+    def respond(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        log.append(status := statuses.pop(0))
+        if status == 0:
+            time.sleep(0.4)
+        return status or 200, {}, ANSWER if status == 200 else {}
+
+    async def lost() -> None:
+        log.append("lost")
+
+    statuses = [429, 500, 503, 0, 504, 409, 200]
+    async with ChatClient(server(respond), None, timeout=0.3) as chat:
+        await chat.complete("m", ASK, max_tokens=5, lost=lost)
+    assert log == [429, 500, "lost", 503, 0, "lost", 504, "lost", 409, 200]
+    async with ChatClient("http://127.0.0.1:9/v1", None, tries=2) as chat:
+        with pytest.raises(Unanswered):
+            await chat.complete("m", ASK, max_tokens=5, lost=lost)
+    assert log[-1] == 200, "nobody was there to work on it"
+
+
+async def test_who_answers_another_question_lives(server: Callable[..., str]) -> None:
+    def respond(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        hello = body["messages"] == [{"role": "user", "content": "Hi"}]
+        return int(body["model"]) if hello else 500, {}, ANSWER
+
+    async with ChatClient(server(respond), None, tries=1) as chat:
+        for status, lives in ((200, True), (400, True), (500, False), (429, False), (401, False), (404, False)):
+            with pytest.raises(Unanswered):
+                await chat.complete(str(status), ASK, max_tokens=5)
+            assert await chat.lives() == lives
