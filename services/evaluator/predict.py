@@ -71,7 +71,7 @@ class Asker:
             yield from ask(log, questions.examples, rows.answer, rows.refused, self._connect, self.concurrency)
 
     def _connect(self, concurrency: int) -> ChatClient:
-        return ChatClient(self.base_url, None, concurrency=concurrency, tries=self.tries)
+        return ChatClient(self.base_url, None, concurrency=concurrency, tries=self.tries, exact=True)
 
 
 @dataclass(frozen=True)
