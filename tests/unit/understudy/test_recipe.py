@@ -78,6 +78,21 @@ def test_a_nested_mistake_names_its_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("usd_per_million_tokens", [-5, 0.6]),
+        ("usd_per_million_tokens", [0.1, 1e300]),
+        ("budget_usd", 0),
+        ("budget_usd", 1e300),
+    ],
+)
+def test_prices_and_budgets_are_sums_of_money(key: str, value: Any) -> None:
+    """With a negative price a budget would grow."""
+    generator = {"kind": "llm", "model": "m", key: value}
+    assert key in refused({"datasets": {"d": {"source": "d.csv", "generator": generator}}})
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"name: [", "not valid YAML"),

@@ -108,7 +108,7 @@ class Endpoint:
         body = next(body for body in asked if len(body["messages"]) == 2 * turn + 2)
         sizes = [len(message["content"].encode()) + 16 for message in body["messages"]]
         prompt = sum(sizes) + len(str({"response_format": body["response_format"]}))
-        return (prompt * 0.15 + body["max_tokens"] * 0.60) / 1e6
+        return (prompt * 0.15 + int(body["max_tokens"]) * 0.60) / 1e6
 
 
 def under_way(line: bytes) -> bool:
