@@ -13,7 +13,7 @@ import yaml
 from understudy.terms import STATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-MAY_DIFFER = re.compile(r"#|RUN .* python install\.py |ARG TORCH=cpu$|COPY models ")
+MAY_DIFFER = re.compile(r"#|RUN .* python install\.py |ARG TORCH=cpu$|COPY models |RUN install -d .* /data/served$")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("engine", *STATIONS)
