@@ -25,9 +25,9 @@ import httpx
 from understudy.bases import planned
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ItemFailed, ModelServed, Progress, ServingRequested, decode
-from understudy.embedded.ports import free_ports
 from understudy.plan import Item, Plan
 from understudy.recipe import Training
+from understudy.service.ports import free_ports
 from understudy.settings import PROJECT
 from understudy.store import keys
 from understudy.store.artifacts import FsspecArtifactStore

@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from services.inference.gateway import Gateway
-from understudy.embedded.ports import free_ports
+from understudy.service.ports import free_ports
 
 CLIENTS, ROUNDS = 32, 3
 REQUEST = b'{"model": "base", "messages": [{"role": "user", "content": "%s"}], "max_tokens": 16}' % (b"word " * 100)

@@ -25,7 +25,7 @@ from understudy.belt import contracts as c
 from understudy.belt import turns
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.turns import Book
-from understudy.embedded.ports import free_ports
+from understudy.service.ports import free_ports
 
 A = c.Artifact(sha256="0" * 64)
 ITEMS = ("base", "remarks-only", "remarks+general")

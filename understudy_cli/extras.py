@@ -14,7 +14,7 @@ def lacking(module: str) -> Invalid:
     """The error of a command that needs `module`, which is not installed."""
     return Invalid(
         f"This needs {module}, which is not installed",
-        f"pip install 'understudy[{extra_of(module)}]', or `make demo` in a clone of the repository for everything.",
+        f"In a clone of the repository: pip install '.[{extra_of(module)}]', or `make demo` for everything.",
     )
 
 

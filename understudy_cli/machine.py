@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from understudy.embedded.ports import holder, is_free
 from understudy.service.machine import available_memory, cores
+from understudy.service.ports import holder, is_free
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 1 << 30

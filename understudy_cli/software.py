@@ -65,7 +65,7 @@ def _packages() -> Iterator[Check]:
         missing = [name for name, version in versions.items() if version is None]
         found = ", ".join(f"{name} {version}" for name, version in versions.items())
         needed = title in ("command line", "service", *STATIONS)
-        remedy = "pip install " + ("understudy" if title == "command line" else f"'understudy[{title}]'")
+        remedy = "pip install " + ("." if title == "command line" else f"'.[{title}]'")
         status: Status = "ok" if not missing else "fail" if needed else "warn"
         yield check(f"packages: {title}", status, f"missing: {', '.join(missing)}" if missing else found, remedy)
 
@@ -73,7 +73,7 @@ def _packages() -> Iterator[Check]:
 def _torch() -> Check:
     version, cuda = _version("torch"), cuda_build("torch")
     if version is None:
-        return Check("torch", "fail", "not installed", "`make demo`, or pip install 'understudy[trainer]'")
+        return Check("torch", "fail", "not installed", "`make demo`, or pip install '.[trainer]'")
     vision = _version("torchvision")
     if vision and not cuda and "+cpu" not in vision:
         detail = f"{version} for CPUs beside torchvision {vision} for GPUs, which breaks the import of transformers"
@@ -84,7 +84,7 @@ def _torch() -> Check:
 def _engine() -> Check:
     found = [f"{name} {version}" for name in ENGINES if (version := _version(name))]
     there = bool(found and importlib.util.find_spec("vllm"))
-    remedy = "`make demo` (CPU), or pip install 'understudy[engine-gpu]'"
+    remedy = "`make demo` (CPU), or pip install '.[engine-gpu]'"
     return check("engine", "ok" if there else "fail", ", ".join(found) if there else "vLLM is not installed", remedy)
 
 
@@ -100,7 +100,7 @@ def _gpu() -> Check:
     gpus = "; ".join(answer.stdout.strip().splitlines()) or "none"
     usable = gpus == "none" or cuda_build("torch")
     detail = gpus if usable else f"{gpus}, but torch is built for CPUs"
-    return check("GPU", "ok" if usable else "warn", detail, "Install a CUDA build of torch and understudy[engine-gpu].")
+    return check("GPU", "ok" if usable else "warn", detail, "Install a CUDA build of torch and '.[engine-gpu]'.")
 
 
 def _version(distribution: str) -> str | None:

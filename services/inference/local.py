@@ -19,10 +19,10 @@ from services.inference.engine import POLL, Engine
 from services.inference.launch import Process, log_file, spawn
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.embedded.ports import free_ports
 from understudy.errors import UnderstudyError
 from understudy.interrupt import Interrupted
 from understudy.service.log import last_words
+from understudy.service.ports import free_ports
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from understudy.embedded.ports import free_ports
+from understudy.service.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("kafka", "engine", "datagen", "trainer", "inference", "evaluator")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.embedded.ports import free_ports
+from understudy.service.ports import free_ports
 
 CLUSTER = "dW5kZXJzdHVkeS10ZXN0cw"
 CONFIG = """

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from belt import ROOT, UNDERSTUDY, Belt, small_recipe
 
-from understudy.embedded.ports import free_ports
+from understudy.service.ports import free_ports
 
 prometheus = shutil.which("prometheus")
 pytestmark = [

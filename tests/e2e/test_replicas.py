@@ -24,8 +24,8 @@ from belt import ROOT, Belt
 
 from understudy.belt.bus.kafka import KafkaBus
 from understudy.belt.topics import TABLE
-from understudy.embedded.ports import free_ports
 from understudy.service.child import Child
+from understudy.service.ports import free_ports
 from understudy_cli.client import Gateway
 from understudy_cli.prepare import prepare, upload
 

@@ -30,10 +30,10 @@ from understudy.bases import planned
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ItemFailed, ItemServed, ModelServed, ServingRequested, decode
-from understudy.embedded.ports import free_ports
 from understudy.errors import Invalid
 from understudy.plan import Item, Plan
 from understudy.recipe import Training
+from understudy.service.ports import free_ports
 from understudy.settings import PROJECT
 from understudy.store import keys
 from understudy.store.artifacts import FsspecArtifactStore

@@ -24,11 +24,11 @@ from typing import Self
 import httpx
 
 from understudy.belt.bus.connect import connect
-from understudy.embedded.ports import free_ports, holder, is_free
 from understudy.embedded.stackfile import announce, forget, lock
 from understudy.errors import FATAL_EXIT, Fatal, disk_full
 from understudy.service.child import Child
 from understudy.service.log import last_words, rotate
+from understudy.service.ports import free_ports, holder, is_free
 from understudy.settings import PROJECT, Settings
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.terms import STATIONS
@@ -58,6 +58,9 @@ class _Service:
     child: Child
     started: float
     deaths: int = 0
+    """In a row and of its own doing,"""
+    kills: int = 0
+    """and from outside."""
     dying_since: float = 0.0
     restart_at: float | None = None
 
@@ -241,17 +244,18 @@ class Stack:
         code = service.child.poll()
         if code is None:
             return
-        if service.deaths == 0 or now - service.started >= HEALTHY_AFTER:
-            service.deaths, service.dying_since = 0, now
-        service.deaths += 1
+        if not service.deaths + service.kills or now - service.started >= HEALTHY_AFTER:
+            service.deaths = service.kills = 0
+            service.dying_since = now
+        killed = code == -signal.SIGKILL
+        service.deaths, service.kills = service.deaths + (not killed), service.kills + killed
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        patience = KILLED_PATIENCE if code == -signal.SIGKILL else 0.0
-        hopeless = service.deaths >= MAX_DEATHS and now - service.dying_since >= patience
-        if code == FATAL_EXIT or hopeless:
-            often = "" if code == FATAL_EXIT else f" {service.deaths} times in a row"
+        often, patience = (service.kills, KILLED_PATIENCE) if killed else (service.deaths, 0.0)
+        if code == FATAL_EXIT or (often >= MAX_DEATHS and now - service.dying_since >= patience):
+            again = "" if code == FATAL_EXIT else f" {often} times in a row"
             words = last_words(self._log(service.name)) or "it said nothing"
-            raise Fatal(f"The {service.name} service {how}{often}: {words}", f"Its log: {self._log(service.name)}")
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (service.deaths - 1))
+            raise Fatal(f"The {service.name} service {how}{again}: {words}", f"Its log: {self._log(service.name)}")
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (service.deaths + service.kills - 1))
         service.restart_at = now + pause
         self.say(f"{service.name} {how}; starting it again")
 

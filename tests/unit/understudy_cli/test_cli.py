@@ -16,10 +16,10 @@ import pytest
 
 import understudy_cli
 from understudy.embedded import stack
-from understudy.embedded.ports import free_ports, is_free
 from understudy.embedded.stackfile import running
 from understudy.errors import Invalid
 from understudy.service.child import Child
+from understudy.service.ports import free_ports, is_free
 from understudy.settings import PROJECT
 from understudy_cli import main, pull
 from understudy_cli.client import ModelFile

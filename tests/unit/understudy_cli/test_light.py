@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from understudy.embedded.ports import free_ports
 from understudy.service.child import Child
+from understudy.service.ports import free_ports
 from understudy_cli.extras import extra_of
 
 FAKE = Path(__file__).with_name("fake_gateway.py")

@@ -25,11 +25,11 @@ from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import DatasetsMade, ScoringRequested, decode
 from understudy.belt.loop import Loop
 from understudy.belt.topics import Group
-from understudy.embedded.ports import free_ports
 from understudy.plan import Plan, PlannedBase, make, prompts_dataset
 from understudy.recipe import parse
 from understudy.records import DatasetCard, Example, Provenance, Turn, write_json, write_jsonl
 from understudy.service.host import kernel
+from understudy.service.ports import free_ports
 from understudy.store import keys
 from understudy.store.plans import Plans, put_datasets, put_plan
 from understudy.terms import Artifact

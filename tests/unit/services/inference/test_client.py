@@ -12,10 +12,10 @@ import pytest
 from services.inference.client import EngineClient, Refused
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.embedded.ports import free_ports
 from understudy.errors import Transient
 from understudy.interrupt import Interrupted, interruptible
 from understudy.service.child import Child
+from understudy.service.ports import free_ports
 
 
 @pytest.fixture

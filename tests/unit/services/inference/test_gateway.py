@@ -20,10 +20,10 @@ from services.inference.gateway import Gateway
 from services.inference.settings import InferenceSettings
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ServingRequested
-from understudy.embedded.ports import free_ports
 from understudy.errors import NotFound
 from understudy.service.doors import hot, passed_on
 from understudy.service.host import kernel
+from understudy.service.ports import free_ports
 from understudy.service.web import add_errors, add_health
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

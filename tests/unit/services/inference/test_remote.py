@@ -13,8 +13,8 @@ from services.inference.remote import Remote
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
 from understudy.belt.contracts import ModelServed
-from understudy.embedded.ports import free_ports
 from understudy.service.child import Child
+from understudy.service.ports import free_ports
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import Plans
 from understudy.terms import Artifact

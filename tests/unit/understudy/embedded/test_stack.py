@@ -34,8 +34,10 @@ if behaviour == "fatal":
     print("out of luck: the reason is this", flush=True); print("", flush=True); sys.exit(70)
 if behaviour == "crash":
     sys.exit("always the same trouble")
-if behaviour == "killed":
+if behaviour == "killed" or (behaviour == "mixed" and starts <= 5 and starts != 3):
     os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "mixed" and starts == 3:
+    sys.exit("trouble of its own")
 if behaviour == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -197,6 +199,18 @@ def test_kills_from_outside_are_no_fault_of_the_service_until_they_go_on_for_lon
         stack.check()
         with pytest.raises(Fatal, match="killed by signal 9"):
             stack.wait()
+
+
+def test_a_service_that_ends_once_between_kills_is_not_one_that_crashes(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four kills and one exit are five deaths, and no fault of the service."""
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor_module, "LONGEST_PAUSE", 0.02)
+    data = tmp_path / "data"
+    with Stack(data, commands=commands(trainer="mixed"), grace=2) as stack:
+        until(lambda: len(list((data / "marks").glob("trainer-*"))) > supervisor_module.MAX_DEATHS)
+        stack.check()
 
 
 def test_second_stack_on_a_folder_is_refused(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from understudy.embedded.ports import free_ports
+from understudy.service.ports import free_ports
 from understudy.settings import PROJECT
 
 
