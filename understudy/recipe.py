@@ -30,6 +30,8 @@ HUB = "hf:"
 """Before the name of a data set on the Hugging Face hub, as a source."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 MAX_RECIPE_BYTES = 256 * 1024
+TASKS: dict[str, bool] = {"classify": True, "passthrough": False}
+"""What may become of a table: each is a file of this name in `services/datagen/tasks`. -> Whether its answers are classes."""
 
 
 class Section(BaseModel):
@@ -85,8 +87,8 @@ class Dataset(Section):
 
     source: str
     """`hf:NAME[@revision]`, a CSV/JSONL/JSON/Parquet path, or an uploaded `file-...` id."""
-    task: Literal["classify", "passthrough"] = "classify"
-    """Each is a file of this name in `services/datagen/tasks`."""
+    task: str = "classify"
+    """One of `TASKS`; checked at the doors, so that a plan with a newer one stays readable."""
     columns: Columns = Columns()
     labels: dict[str, str] = Field(default_factory=dict)
     """Value in the label column -> class name, e.g. {0: negative, 1: positive}. Empty: values are the names."""
@@ -97,6 +99,11 @@ class Dataset(Section):
     @classmethod
     def _label_keys_are_text(cls, value: Any) -> Any:
         return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its answers are classes."""
+        return TASKS.get(self.task, False)
 
 
 BaseName = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -193,6 +200,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
+        for name, dataset in self.datasets.items():
+            if dataset.task not in TASKS:
+                raise ValueError(f"datasets.{name}: there is no task `{dataset.task}`{nearest(dataset.task, TASKS)}")
         if BASE in self.variants:
             raise ValueError(f"variants: `{BASE}` is the name of the untouched base model; choose another")
         used = [(f"variants.{name}", data) for name, v in self.variants.items() for s in v.stages() for data in s]
@@ -204,7 +214,7 @@ class Recipe(Section):
             if unknown := next((metric for metric in panel.metrics if metric not in METRICS), None):
                 raise ValueError(f"evaluation.panels.{name}: there is no metric `{unknown}`{nearest(unknown, METRICS)}")
             classes = of_classes(panel.metrics)
-            if classes and (panel.dataset is None or self.datasets[panel.dataset].task != "classify"):
+            if classes and (panel.dataset is None or not self.datasets[panel.dataset].has_classes):
                 raise ValueError(f"evaluation.panels.{name}: {', '.join(classes)} need a `classify` dataset")
         return self
 

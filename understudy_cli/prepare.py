@@ -74,7 +74,7 @@ def _named(given: str, recipe: Recipe) -> tuple[str, str]:
         return name, file
     if equals and not Path(given).exists():
         raise Invalid(f"--source {given}: the recipe has no dataset `{name}`", f"It has: {', '.join(recipe.datasets)}.")
-    first = next((name for name, dataset in recipe.datasets.items() if dataset.task == "classify"), None)
+    first = next((name for name, dataset in recipe.datasets.items() if dataset.has_classes), None)
     if first is None:
         raise Invalid(
             f"--source {given}: the recipe has no `classify` dataset", "Name the one to replace: --source NAME=FILE."

@@ -11,8 +11,9 @@ from importlib import import_module
 
 from services.datagen.tasks import prompts
 from services.datagen.tasks.task import Task
+from understudy.errors import Unsupported
 from understudy.plan import Plan, prompts_dataset
-from understudy.recipe import Dataset, Rows
+from understudy.recipe import TASKS, Dataset, Rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def _wanted(plan: Plan) -> Iterator[Wanted]:
 
 
 def task(dataset: Dataset) -> Task:
-    """The task of a dataset of the plan."""
+    """The task of a dataset of the plan; raises `Unsupported` when only a newer version knows it."""
+    if dataset.task not in TASKS:
+        raise Unsupported(f"The task `{dataset.task}` is newer than this replica", "Upgrade it.")
     found: Task = import_module(f"{__name__}.{dataset.task}").task(dataset)
     return found

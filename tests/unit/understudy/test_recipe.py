@@ -240,3 +240,15 @@ def test_the_run_id_outlives_new_keys_and_other_defaults(document: dict[str, Any
     assert later.run_id("2") == now.run_id("2")
     used = LaterRecipe.model_validate(document | {"training": {"watching": {"every": 7}}}, extra="forbid")
     assert used.run_id() != now.run_id(), "who uses a new key asks for another run"
+
+
+def test_a_task_or_metric_that_nobody_knows_is_refused_at_the_door_and_read_in_a_plan() -> None:
+    """An older replica must be able to read a plan that names a newer one."""
+    assert "there is no task `classfy` (did you mean `classify`?)" in refused(
+        {"datasets": {"d": {"source": "d.csv", "task": "classfy"}}}
+    )
+    panel = {"dataset": "d", "metrics": ["rouge"]}
+    assert "evaluation.panels.p: there is no metric `rouge` (did you mean `rougeL`?)" in refused(
+        {"datasets": {"d": {"source": "d.csv"}}, "evaluation": {"panels": {"p": panel}}}
+    )
+    assert recipe.Panel.model_validate({"dataset": "d", "metrics": ["chrf"]}).metrics == ("chrf",)

@@ -130,7 +130,7 @@ def test_what_needs_more_says_so_in_a_line_and_starts_nothing(light: Light, tmp_
     (tmp_path / "remarks.parquet").write_bytes(b"PAR1PAR1")
     code, said = light("plan", "recipe.yaml")
     assert code == 1
-    assert re.fullmatch(r"understudy: This needs \w+.* pip install 'understudy\[(service|datagen)\]'.*\n", said), said
+    assert re.fullmatch(r"understudy: This needs \w+.* pip install '\.\[(service|datagen)\]'.*\n", said), said
 
 
 @pytest.mark.parametrize(

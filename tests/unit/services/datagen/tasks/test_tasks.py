@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import pytest
 
@@ -20,8 +20,9 @@ from services.datagen.sources import Sources
 from services.datagen.tasks import Wanted, wanted
 from services.datagen.tasks.task import Made, Order, Seen, one_each
 from understudy.belt.contracts import Progress
+from understudy.errors import Unsupported
 from understudy.plan import Plan, PlannedBase
-from understudy.recipe import Dataset, Panel, Rows
+from understudy.recipe import TASKS, Dataset, Panel, Rows
 from understudy.records import DatasetCard, Example, Rejected, read_json, read_jsonl
 from understudy.testing import local_store
 
@@ -29,12 +30,15 @@ T = TypeVar("T")
 
 
 def test_every_task_of_the_recipe_has_its_file() -> None:
-    names = get_args(Dataset.model_fields["task"].annotation)
-    assert "classify" in names
-    for name in names:
+    for name in TASKS:
         required, optional = tasks.task(Dataset(source="d.csv", task=name)).columns
         assert required
         assert not set(required) & set(optional)
+
+
+def test_a_task_of_a_newer_version_waits_for_one() -> None:
+    with pytest.raises(Unsupported, match="newer than this replica"):
+        tasks.task(Dataset(source="d.csv", task="../../pools"))
 
 
 def test_a_run_wants_its_datasets_and_the_prompts_of_its_panels() -> None:
@@ -91,14 +95,15 @@ def drained(steps: Generator[Progress, None, T], said: list[Progress]) -> T:
             return end.value
 
 
-def test_a_new_task_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_task_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are read, split, made, some several times and some not at all, and written, by code that has not heard of it."""
     module = ModuleType("services.datagen.tasks.echo")
     module.task = lambda dataset: Echo()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(TASKS, "echo", False)
     (tmp_path / "d.csv").write_text("\n".join(["word", *(f"word {n}" for n in range(40))]))
     rows = Rows(train=30, validation=0, test=10)
-    echo = tasks.task(Dataset(source="d.csv").model_copy(update={"task": "echo"}))
+    echo = tasks.task(Dataset(source="d.csv", task="echo"))
     asked = Wanted("d", str(tmp_path / "d.csv"), "echo", echo, rows)
 
     pools, said = Pools(Sources(local_store(tmp_path), 1 << 20), max_text_chars=100, max_labels=5), list[Progress]()
