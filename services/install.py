@@ -27,18 +27,19 @@ UV = "uv==0.13.9"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PIP = [sys.executable, "-m", "pip"]
 
-# pip's option, and what uv calls it; uv's lists of addresses are split at spaces, that of find-links at commas.
-PIP_TO_UV = {
-    "index-url": ("UV_DEFAULT_INDEX", " "),
-    "extra-index-url": ("UV_INDEX", " "),
-    "find-links": ("UV_FIND_LINKS", ","),
-    "no-index": ("UV_NO_INDEX", " "),
-    "constraint": ("UV_CONSTRAINT", " "),
-    "trusted-host": ("UV_INSECURE_HOST", " "),
-    "cert": ("SSL_CERT_FILE", " "),
-    "timeout": ("UV_HTTP_TIMEOUT", " "),
+# pip's option, the variables that uv reads for it, and between what uv splits several values; None where there is one.
+PIP_TO_UV: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "index-url": (("UV_DEFAULT_INDEX",), None),
+    "extra-index-url": (("UV_INDEX",), " "),
+    "find-links": (("UV_FIND_LINKS",), ","),
+    "no-index": (("UV_NO_INDEX",), None),
+    "constraint": (("UV_CONSTRAINT",), " "),
+    "trusted-host": (("UV_INSECURE_HOST",), " "),
+    "cert": (("SSL_CERT_FILE",), None),
+    "proxy": (("HTTP_PROXY", "HTTPS_PROXY"), None),
+    "timeout": (("UV_HTTP_TIMEOUT",), None),
 }
-SECTIONS = (":env:", "install", "global")  # pip reads the last first
+SECTIONS = ("global", "install", ":env:")  # what a later one says replaces what an earlier one does
 
 UNUSED_ON_CPU = (
     "triton",  # compiles for GPUs, a gigabyte; xgrammar names it, vLLM's CPU build switches it off
@@ -121,8 +122,9 @@ def with_uv(python: Path, here: bool, overrides: Path | None) -> Install | None:
     """Installs with uv into the environment of `python`, as pip's configuration says; None where uv cannot be had."""
     if run([*PIP, "install", "--quiet", UV], os.environ, quiet=True):
         return None
-    env = uv_settings(subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout)
-    env |= os.environ  # who sets uv's own variables means them
+    configured = uv_settings(subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout)
+    env = configured | os.environ  # who sets uv's own variables means them
+    env |= {name: value for name, value in configured.items() if not name.startswith("UV_")}  # the others pip overrules
     uv = [sys.executable, "-m", "uv"]
     cache = subprocess.run([*uv, "cache", "dir"], capture_output=True, text=True, env=env).stdout.strip()
     env.setdefault("UV_LINK_MODE", "hardlink" if can_link(Path(cache), python.parent) else "copy")
@@ -139,17 +141,17 @@ def with_uv(python: Path, here: bool, overrides: Path | None) -> Install | None:
 
 def uv_settings(listed: str) -> dict[str, str]:
     """What `pip config list` printed, as variables that uv reads."""
-    found: dict[str, list[str]] = {}
+    found = {}
     lines = [line.partition("=") for line in listed.splitlines()]
     for section in SECTIONS:
         for key, _, value in lines:
-            if key.startswith(f"{section}.") and (option := key.removeprefix(f"{section}.")) in PIP_TO_UV:
-                found.setdefault(option, []).extend(str(ast.literal_eval(value)).split())
-    settings = {}
-    for option, values in found.items():
-        name, comma = PIP_TO_UV[option]
-        one = option in ("index-url", "no-index", "cert", "timeout")
-        settings[name] = values[0] if one else comma.join(dict.fromkeys(values))
+            option = key.removeprefix(f"{section}.")
+            if option != key and option in PIP_TO_UV and (said := str(ast.literal_eval(value)).strip()):
+                found[option] = said  # pip, too, passes over what is empty
+    settings: dict[str, str] = {}
+    for option, said in found.items():
+        names, separator = PIP_TO_UV[option]
+        settings |= dict.fromkeys(names, separator.join(said.split()) if separator else said)
     return settings
 
 
@@ -188,9 +190,11 @@ def run(command: Sequence[str], env: dict[str, str] | os._Environ[str], quiet: b
 
 def remove(patterns: Sequence[str], python: Path) -> None:
     """Remove files that match, from the packages of the environment of `python`."""
-    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    # Asked, not searched for: an environment that was made again with another version has the packages of both.
+    where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
     for pattern in patterns:
-        for path in packages.glob(pattern):
+        for path in Path(packages).glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
