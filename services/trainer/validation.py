@@ -27,7 +27,8 @@ from understudy.records import Example, pick_jsonl
 SHARE = 0.1
 """Rows watched for each example trained on. To watch one takes 0.4 of the time of learning from it, so this is about 4 % of all."""
 FEWEST, MOST = 32, 256
-"""Rows watched at once. Where checkpoints lie so close that `SHARE` allows fewer than `FEWEST`, some checkpoints are not watched."""
+"""Rows watched at once. Where checkpoints lie so close that `SHARE` allows fewer than `FEWEST`, some checkpoints are not watched.
+Of a training of fewer than `FEWEST / SHARE` examples, fewer rows are."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,15 @@ class Watched:
         return sum(weights[name] * sums[name] for name in self.rows) / tokens
 
 
-def pick(available: Mapping[str, int], between: int) -> tuple[dict[str, int], int]:
-    """How many of each dataset's rows are watched, and at every which checkpoint; `between` two of them are so many examples.
+def pick(available: Mapping[str, int], between: int, whole: int) -> tuple[dict[str, int], int]:
+    """How many of each dataset's rows are watched, and at every which checkpoint.
 
+    `between` two checkpoints are so many examples, in the `whole` training so many.
     Datasets have equal shares; what one of them lacks, others may have.
     """
     allowed = SHARE * between
     every = max(1, math.ceil(min(FEWEST, sum(available.values())) / allowed))
-    left = min(MOST, int(allowed * every))
+    left = min(MOST, int(allowed * every), max(1, int(SHARE * whole)))  # the end is watched in any case
     picked = {}
     for number, name in enumerate(sorted(available, key=lambda name: (available[name], name))):
         picked[name] = min(available[name], math.ceil(left / (len(available) - number)))
@@ -79,7 +81,7 @@ def watched(
     seen = Counter(draw.dataset for draw in order)
     files = {name: job.datasets[name].folder / "validation.jsonl" for name in sorted(seen)}
     available = {name: _lines(file) for name, file in files.items() if file.is_file()}
-    picked, every = pick(available, job.training.checkpoint_every * job.training.batch_size)
+    picked, every = pick(available, job.training.checkpoint_every * job.training.batch_size, len(order))
     rows = {}
     for name, count in picked.items():
         shuffled = list(range(available[name]))

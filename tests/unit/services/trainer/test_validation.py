@@ -89,19 +89,28 @@ def test_watching_costs_at_most_its_share_of_the_training(
     monkeypatch: pytest.MonkeyPatch, batch: int, steps: int, available: dict[str, int]
 ) -> None:
     monkeypatch.setattr("services.trainer.validation.SHARE", SHARE)
-    picked, every = pick(available, batch * steps)
+    picked, every = pick(available, batch * steps, 100_000)
     assert all(picked[name] <= available[name] for name in available)
     assert min(FEWEST, sum(available.values())) <= sum(picked.values()) <= MOST
     assert sum(picked.values()) <= SHARE * batch * steps * every
     assert every == 1 or sum(picked.values()) <= SHARE * batch * steps * (every - 1) + FEWEST
 
 
+@pytest.mark.parametrize(("whole", "rows"), [(1, 1), (32, 3), (320, 32), (800, 80)])
+def test_a_training_without_a_checkpoint_on_its_way_costs_no_more_to_watch(
+    monkeypatch: pytest.MonkeyPatch, whole: int, rows: int
+) -> None:
+    """It is looked at once, at its end; one row there always is, so that there is a loss."""
+    monkeypatch.setattr("services.trainer.validation.SHARE", SHARE)
+    assert pick({"a": 200}, 800, whole) == ({"a": rows}, 1)
+
+
 def test_datasets_have_equal_shares_and_what_one_lacks_others_have() -> None:
-    assert pick({"a": 100, "b": 100}, 25)[0] == {"a": 25, "b": 25}
-    assert pick({"a": 100, "b": 100, "c": 4}, 25)[0] == {"a": 23, "b": 23, "c": 4}
-    assert pick({"a": 100, "b": 0}, 25)[0] == {"a": 50, "b": 0}
-    assert pick({"a": 0}, 50) == ({"a": 0}, 1)
-    assert pick({}, 50) == ({}, 1)
+    assert pick({"a": 100, "b": 100}, 25, 999)[0] == {"a": 25, "b": 25}
+    assert pick({"a": 100, "b": 100, "c": 4}, 25, 999)[0] == {"a": 23, "b": 23, "c": 4}
+    assert pick({"a": 100, "b": 0}, 25, 999)[0] == {"a": 50, "b": 0}
+    assert pick({"a": 0}, 50, 999) == ({"a": 0}, 1)
+    assert pick({}, 50, 999) == ({}, 1)
 
 
 def test_a_batch_is_never_larger_than_those_of_the_training() -> None:
@@ -132,7 +141,7 @@ def test_the_same_rows_are_watched_whatever_the_seed(make_job: Any, tiny_base: P
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base / "tiny")
     corpora = {"remarks": Corpus([Row((1, 2), 1)] * 3, 0)}
-    order = [Draw("remarks", 0), Draw("remarks", 2)]
+    order = [Draw("remarks", 0), Draw("remarks", 2)] * 10
     job, _ = make_job("v", [*examples(40), *examples(3, words=90)], max_length=80)
     tokenizer.chat_template = job.base.template.read_text()
     found = watched(job, corpora, order, tokenizer, frozenset({1}))
