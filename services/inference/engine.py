@@ -18,7 +18,7 @@ from services.inference.client import EngineClient
 from services.inference.launch import covering_rank, model_len
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
-from understudy.interrupt import interruptible
+from understudy.interrupt import check, interruptible
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ READY = Gauge("understudy_engine_ready", "1 while the engine of a base answers",
 START = Gauge("understudy_engine_start_seconds", "Seconds the engine's latest start took", ["base"])
 POLL = 0.2
 """Seconds between two looks at an engine that is starting."""
+
+NOTICED = 10.0
+"""Seconds within which whoever looks after an engine knows that it has ended."""
 
 
 class Engine(ABC):
@@ -42,6 +45,8 @@ class Engine(ABC):
         """Why its last start came to nothing, while it is tried on."""
         self.failure: str | None = None
         """Why it does not come up, once that is beyond doubt; it is tried on all the same."""
+        self.lives = 0
+        """How often it has come up."""
         self.since = time.monotonic()
         """When the present start began."""
         self.asked = time.monotonic()
@@ -75,6 +80,16 @@ class Engine(ABC):
         self.asked = time.monotonic()
         return self._ready.wait(timeout)
 
+    def ended(self, life: int) -> bool:
+        """Whether what came up as this one of its `lives` is known to be over; waits until that is noticed, if it is."""
+        give_up = time.monotonic() + NOTICED
+        while self.lives == life and self.url is not None:
+            check()
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.05)
+        return True
+
     def client(self) -> EngineClient:
         """The engine's API; raises `Transient` on use while the engine does not answer."""
         return EngineClient(self.url or "http://127.0.0.1:9")  # port 9, discard: nobody listens there
@@ -92,6 +107,7 @@ class Engine(ABC):
         START.labels(self.base.name).set(took)
         READY.labels(self.base.name).set(1)
         log.info("engine %s is ready after %.1f s", self.base.name, took)
+        self.lives += 1
         self.url, self.trouble, self.failure = url, None, None
         self._ready.set()
 

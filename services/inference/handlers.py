@@ -1,14 +1,14 @@
 """What inference does with a message: bring one base or adapter to the endpoint.
 
 Each message waits in a worker of its own, so an engine that does not come up holds up only what needs it. An adapter is
-tried under a name that nobody else knows, and gets its own when it has passed. A redelivered message passes the gate again
-and gives the same answer.
+tried under a name that nobody else knows, and gets its own when it has passed. Who waits loses nothing when an engine ends;
+who is measured meanwhile is measured again, a few times. A redelivered message passes the gate again and gives the same answer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from services.inference import gate
@@ -18,16 +18,18 @@ from services.inference.fleet import Fleet
 from services.inference.folder import model_name
 from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
 from understudy.belt.delivery import Lane
-from understudy.errors import Invalid
+from understudy.errors import Invalid, Transient
 from understudy.interrupt import check
 from understudy.plan import Item, Plan
 from understudy.store.plans import Plans
-from understudy.terms import Gate
+from understudy.terms import Artifact, Gate
 
 WIDTH = 24
 """Messages in hand at once, as many as the topic has partitions: nearly all of them wait, and for different engines."""
 SAY_AGAIN = 2.0
 """Seconds between two words about what is waited for."""
+DEATHS = 5
+"""Times that an engine ends while it measures the same adapter, after which that counts as the adapter's doing."""
 REMEDY = (
     "Repair that; once GET /v1/engines no longer calls the engine failing, replay the dead letter. A base with other weights"
     " is another base: it needs a new run (`understudy run --fresh`)."
@@ -59,16 +61,39 @@ class Inference:
             yield from _answers(request, plan, item, name, parent=None)
         else:
             name = model_name(base, plan.name, item.name, request.adapter)
-            yield _progress(request, "loading")
-            attempt = self.fleet.folder.attempt(request.adapter)
-            yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
-            try:
-                yield _progress(request, "checking against training")
-                measured = self._gate(engine, attempt, name)
-            finally:
-                engine.turn.release()
+            measured = yield from self._measured(request, request.adapter, engine, name)
             yield from _answers(request, plan, item, name, parent=base, measured=measured)
         self.fleet.admit(name, engine)  # last, when nobody can close us any more: what is cancelled never gets there
+
+    def _measured(
+        self, request: ServingRequested, adapter: Artifact, engine: Engine, name: str
+    ) -> Generator[Message, None, Gate]:
+        """What the gate measured of the adapter once it had its turn; afterwards it answers under its name.
+
+        The turn is kept until an engine that has ended is known to have: nobody else shall be measured on what is left of it.
+        Raises as `_gate`, and `Invalid` when the engine ends each time.
+        """
+        for _ in range(DEATHS):
+            yield from _until(engine.wait_ready, engine, request, "starting the engine")
+            yield _progress(request, "loading")
+            attempt = self.fleet.folder.attempt(adapter)
+            yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
+            try:
+                yield from _until(engine.wait_ready, engine, request, "starting the engine")
+                life = engine.lives
+                yield _progress(request, "checking against training")
+                return self._gate(engine, attempt, name)
+            except Transient as error:
+                if not engine.ended(life):
+                    raise
+                last = error
+            finally:
+                engine.turn.release()
+        raise Invalid(
+            f"The engine of `{engine.base.name}` ended {DEATHS} times while it measured this adapter: {last}",
+            "Its log says why (GET /v1/engines names it while it starts again). Train the item again, or replay the dead letter if"
+            " something else ended the engine.",
+        )
 
     def _gate(self, engine: Engine, attempt: str, name: str) -> Gate:
         """What the gate measured of an adapter, which answers under its name now. Raises `Invalid` when it must not."""

@@ -19,7 +19,6 @@ from services.inference.settings import InferenceSettings
 from understudy.bases import Base, resolve
 from understudy.errors import FATAL_EXIT, Invalid, UnderstudyError
 from understudy.service.child import Child
-from understudy.service.log import rotate
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
@@ -74,10 +73,8 @@ class Process(Protocol):
 
 def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Process:
     """Start vLLM for `base` on `port`, ready for adapters of `rank`."""
-    path = log_file(settings, base)
-    rotate(path)
     line, env = command(base, settings, port, rank), environment(base, settings)
-    return Child(line, log=path, env=env, cwd=working_directory(base))
+    return Child(line, log=log_file(settings, base), env=env, cwd=working_directory(base))
 
 
 def become(settings: InferenceSettings) -> NoReturn:

@@ -21,15 +21,13 @@ from services.inference.settings import InferenceSettings
 from understudy.bases import Base
 from understudy.errors import UnderstudyError
 from understudy.interrupt import Interrupted
-from understudy.service.log import last_words
+from understudy.service.log import last_words, rotate
 from understudy.service.ports import free_ports
 
 log = logging.getLogger(__name__)
 
 PATIENCE, WHEN_KILLED = 60.0, 5
 """Seconds of nothing but deaths of one cause that make a failure, and so many times of that when it was killed."""
-SERVED = 30.0
-"""Seconds of service after which an engine was well, and deaths are counted anew."""
 CORE_GONE, CORE_SAID = (
     re.compile("Engine core initialization failed|EngineDeadError"),
     re.compile("EngineCore.* ERROR "),
@@ -50,7 +48,7 @@ class Deaths:
 
     def add(self, began: float, ended: float, served: float, killed: bool, why: str) -> tuple[bool, int]:
         """One more, all times in seconds: whether they make a failure, and how many there were of its own doing."""
-        if served > SERVED:
+        if served:  # it does come up: what ends it then is what it is asked for, and whoever asks has to count
             self._seen.clear()
             began = ended
         # Numbers are times, process ids and addresses.
@@ -93,8 +91,9 @@ class Local(Engine):
         """One life: why it ended, whether it was killed from outside, and for how many seconds it served."""
         process: Process | None = None
         killed, served_from = False, 0.0
-        self._log_from = self._log.stat().st_size if self._log.exists() else 0
         try:
+            rotate(self._log)
+            self._log_from = self._log.stat().st_size if self._log.exists() else 0
             (port,) = free_ports(1)
             process = self._launch(self.base, self.settings, port, rank)
             url = f"http://127.0.0.1:{port}"

@@ -2,8 +2,8 @@
 for it, and ends when it is asked for one that it took up and whose folder is gone, as vLLM does once it has to read it again.
 
 An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely, and takes the
-seconds in a file `slow` for it. Asked for a model `lose the core` it goes on without what computes. GET /most tells how
-many measurements it had at once.
+seconds in a file `slow` for it, or ends the engine if there is a file `deadly`. Asked for a model `lose the core` it goes
+on without what computes. GET /most tells how many measurements it had at once, and has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             return self.answer(503 if self.lost else 200, {})
         if self.path == "/most":
-            return self.answer(200, {"most": Handler.most})
+            return self.answer(200, {"most": Handler.most, "busy": Handler.busy})
         return self.answer(200, {"data": [{"id": name} for name in (self.base, *self.adapters)]})
 
     def do_POST(self) -> None:
@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
                 )
             self.adapters[model] = str(self.folder / model)
         folder = Path(self.adapters.get(model, "."))
-        if not folder.is_dir():
+        if not folder.is_dir() or (folder / "deadly").exists():
             os._exit(1)
         with self.lock:
             Handler.busy += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from services.inference.engine import Engine
 from services.inference.fleet import Fleet
-from services.inference.handlers import WIDTH, Inference
+from services.inference.handlers import DEATHS, WIDTH, Inference
 from services.inference.keeper import Keeper
 from understudy.bases import Base
 from understudy.belt.bus.embedded import EmbeddedBus
@@ -30,6 +33,7 @@ from understudy.belt.contracts import (
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Loop
 from understudy.plan import Plan
+from understudy.service.child import Child
 from understudy.terms import Artifact
 
 MakePlan = Callable[..., Plan]
@@ -177,3 +181,57 @@ def test_a_run_that_is_deleted_while_it_is_served_leaves_nothing(
     eventually(lambda: not fleet.route(name), 3)
     eventually(lambda: not waiting(bus), 3)
     assert [model.name for model in fleet.models()] == ["tiny"]
+
+
+@pytest.mark.usefixtures("lane")
+def test_an_engine_that_is_killed_again_and_again_fails_nothing_that_is_measured_or_waits(
+    bus: EmbeddedBus,
+    fleet: Fleet,
+    base: Base,
+    plan: MakePlan,
+    request_of: RequestOf,
+    put: Put,
+    processes: list[Child],
+    eventually: Eventually,
+) -> None:
+    """Five times, as often as one item is tried; each time somebody is measured, and nobody has passed yet."""
+    engine = fleet.ensure(base, 8)
+    assert engine.wait_ready(10)
+    adapters = [put(f"a{number}", slow="0.5") for number in range(4)]
+    bus.publish(*(request_of(plan("tiny"), "v@tiny", each, run=f"r{n}") for n, each in enumerate(adapters)))
+    for kills in range(1, 6):
+        eventually(lambda life=kills: engine.lives == life and measuring(engine))
+        os.killpg(processes[-1].pid, signal.SIGKILL)
+    eventually(lambda: not waiting(bus), 30)
+    assert {message.adapter for message in said(bus, ModelServed)} == set(adapters)
+    assert not said(bus, ItemFailed)
+
+
+@pytest.mark.usefixtures("lane")
+def test_an_adapter_that_ends_the_engine_each_time_fails_alone_and_says_so(
+    bus: EmbeddedBus,
+    fleet: Fleet,
+    base: Base,
+    plan: MakePlan,
+    request_of: RequestOf,
+    put: Put,
+    processes: list[Child],
+    eventually: Eventually,
+) -> None:
+    assert fleet.ensure(base, 8).wait_ready(10)
+    adapters = [put("deadly", deadly=""), *(put(f"a{number}") for number in range(5))]
+    bus.publish(*(request_of(plan("tiny"), "v@tiny", each, run=f"r{n}") for n, each in enumerate(adapters)))
+    eventually(lambda: not waiting(bus), 30)
+    assert {message.adapter for message in said(bus, ModelServed)} == set(adapters[1:])
+    (failed,) = said(bus, ItemFailed)
+    assert failed.run == "r0"
+    assert "ended 5 times while it measured this adapter" in failed.reason
+    assert len(processes) <= DEATHS + 1
+
+
+def measuring(engine: Engine) -> bool:
+    """Whether the engine measures something right now."""
+    try:
+        return bool(httpx.get(f"{engine.url}/most", trust_env=False).json()["busy"])
+    except httpx.HTTPError:
+        return False

@@ -18,6 +18,7 @@ from understudy.bases import Base
 from understudy.belt.contracts import ModelServed
 from understudy.errors import Transient
 from understudy.service.child import Child
+from understudy.service.log import MOST_BYTES
 from understudy.terms import Artifact
 
 Eventually = Callable[..., None]
@@ -159,6 +160,22 @@ def test_a_core_that_was_killed_is_told_from_one_that_ended_by_itself(
         assert bool(engine.failure) is not chance
     finally:
         engine.close()
+
+
+def test_the_last_words_of_a_life_whose_log_was_put_aside_at_its_start_are_known(
+    base: Base, settings: InferenceSettings
+) -> None:
+    log = log_file(settings, base)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"a line\n" * (MOST_BYTES // 7 + 1))
+
+    def launch(base: Base, settings: InferenceSettings, port: int, rank: int) -> Child:
+        return Child(["sh", "-c", f"echo '{CORE}'; echo '{SERVER}'; exit 1"], log=log)
+
+    why, killed, _ = Local(base, settings, launch=launch)._live(16)
+    assert log.stat().st_size < 1000
+    assert CORE in why
+    assert not killed
 
 
 def test_what_was_well_meanwhile_begins_anew_and_chance_does_not_excuse_a_base_that_cannot_come_up() -> None:
