@@ -32,6 +32,7 @@ from understudy.settings import PROJECT
 from understudy.store import keys
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import put_plan
+from understudy.testing import processes
 
 BASE = "seedling"
 PARTS = {
@@ -106,15 +107,11 @@ def push(engine: str, name: str, folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def engine_of(folder: Path) -> str:
-    """URL of the engine that reads this folder."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().split(b"\0")
-            if str(folder).encode() in (entry / "environ").read_bytes() and b"--served-model-name" in line:
-                return f"http://127.0.0.1:{line[line.index(b'--port') + 1].decode()}"
-        except OSError:
-            continue
+def engine_of(data: Path) -> str:
+    """URL of the engine of a data folder."""
+    for line in map(str.split, processes(data).values()):
+        if "--served-model-name" in line:
+            return f"http://127.0.0.1:{line[line.index('--port') + 1]}"
     raise SystemExit("no engine")
 
 

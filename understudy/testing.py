@@ -1,7 +1,8 @@
-"""What tests of several services need. Imported by tests only."""
+"""What tests of several services need. Imported by tests and benches only."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,22 @@ def local_store(folder: Path) -> FsspecArtifactStore:
 def drain(outputs: Iterable[Message]) -> list[Message]:
     """Run a handler to its end; what it yielded apart from progress."""
     return [message for message in outputs if not isinstance(message, Progress)]
+
+
+def processes(data: Path) -> dict[int, str]:
+    """Pid -> command line of everything alive that belongs to a data folder, by its environment or its log; without this process."""
+    folder, found = str(data.resolve()), {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            log = str((entry / "fd/1").readlink())  # the engine's core overwrites its environment with its title
+        except OSError:
+            continue
+        ours = f"UNDERSTUDY_DATA={folder}".encode() in environment or log.startswith(f"{folder}/")
+        if command and ours and int(entry.name) != os.getpid():
+            found[int(entry.name)] = command
+    return found
 
 
 def report_of(

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from understudy.testing import processes
+
 ROOT = Path(__file__).resolve().parents[2]
 UNDERSTUDY = Path(sys.executable).with_name("understudy")
 
@@ -42,22 +44,8 @@ class Belt:
         return {key: digest for key, digest in found.items() if "/logs/" not in key}
 
     def processes(self) -> dict[int, str]:
-        """Pid -> command line of everything alive that belongs to this data folder, by its environment or its log."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    environment = (entry / "environ").read_bytes().split(b"\0")
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    log = str(
-                        (entry / "fd/1").readlink()
-                    )  # the engine's core overwrites its environment with its title
-                except OSError:
-                    continue
-                ours = f"UNDERSTUDY_DATA={self.data.resolve()}".encode() in environment
-                if command and (ours or log.startswith(str(self.data.resolve()))):
-                    found[int(entry.name)] = command
-        return found
+        """Pid -> command line of everything alive that belongs to this data folder."""
+        return processes(self.data)
 
 
 def small_recipe(folder: Path) -> Path:
