@@ -75,12 +75,12 @@ class Inference:
         """
         for _ in range(DEATHS):
             yield from _until(engine.wait_ready, engine, request, "starting the engine")
-            yield _progress(request, "loading")
-            attempt = self.fleet.folder.attempt(adapter)
             yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
             try:
                 yield from _until(engine.wait_ready, engine, request, "starting the engine")
                 life = engine.lives
+                yield _progress(request, "loading")
+                attempt = self.fleet.folder.attempt(adapter)
                 yield _progress(request, "checking against training")
                 return self._gate(engine, attempt, name)
             except Transient as error:

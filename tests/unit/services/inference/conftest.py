@@ -108,7 +108,7 @@ def put(store: FsspecArtifactStore, tmp_path: Path) -> Callable[..., Artifact]:
     def put(name: str, **files: str) -> Artifact:
         folder = tmp_path / "made" / name
         folder.mkdir(parents=True)
-        for file, content in {"adapter_config": name, **files}.items():
+        for file, content in {"adapter_config__json": name, **files}.items():
             (folder / file.replace("__", ".")).write_text(content)
         return store.put(f"adapters/{name}", folder)
 

@@ -77,7 +77,7 @@ def test_the_files_of_an_adapter_are_listed_and_fetched(client: TestClient, adap
         about = {key: listing[key] for key in ("object", "model", "base", "digest")}
         assert about == {"object": "list", "model": name, "base": "owner/tiny", "digest": artifact.sha256}
         sizes = {file["path"]: file["bytes"] for file in listing["data"]}
-        assert sizes == {"README.md": 4, "adapter_config": 3, "weights.safetensors": 10}
+        assert sizes == {"README.md": 4, "adapter_config.json": 3, "weights.safetensors": 10}
         for file in listing["data"]:
             answer = client.get(f"/v1/models/{spelt}/files/{file['path']}")
             assert answer.status_code == 200
