@@ -19,16 +19,18 @@ SECONDS = 60.0
 """An engine may take for an answer."""
 SECONDS_BUSY = 300.0
 """It may take for one that waits behind other people's requests."""
+SECONDS_UNLOAD = 5.0
+"""It may take to forget an adapter: that computes nothing."""
 
 
-class Refused(Invalid):
+class EngineRefused(Invalid):
     """The engine is well, and does not do what it was asked for."""
 
 
 class EngineClient:
     """An engine's own HTTP API; `with EngineClient(url) as engine:`.
 
-    Raises `Refused` when the engine refuses, `Transient` when it is not there. Stops when `interrupt.check` says so.
+    Raises `EngineRefused` when the engine refuses, `Transient` when it is not there. Stops when `interrupt.check` says so.
     """
 
     def __init__(self, url: str) -> None:
@@ -58,7 +60,10 @@ class EngineClient:
         self._call("POST", "/v1/completions", {"model": model, "prompt": "ready", "max_tokens": 1})
 
     def explain(self, adapter: str, folder: Path) -> Invalid:
-        """Why the engine refused to take up `adapter`, which lies in `folder`: it says so only when it is told to load it."""
+        """Why the engine refused to take up `adapter`, which lies in `folder`: it says so only when it is told to load it.
+
+        Of one that it has taken up there is nothing to explain.
+        """
         try:
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": adapter, "lora_path": str(folder)})
         except Invalid as error:
@@ -73,7 +78,7 @@ class EngineClient:
     def unload(self, name: str) -> None:
         """Forget an adapter; not having it is success."""
         try:
-            self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+            self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, SECONDS_UNLOAD)
         except Invalid:
             if name in self.models():
                 raise
@@ -104,7 +109,7 @@ class EngineClient:
             return response
         # The engine answers 500 also to an adapter it cannot use (wrong rank, wrong shapes): then it stays healthy.
         if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR or self.healthy():
-            raise Refused(f"The engine refused {path} ({response.status_code}): {_reason(response)}")
+            raise EngineRefused(f"The engine refused {path} ({response.status_code}): {_reason(response)}")
         raise Transient(f"The engine failed at {path} ({response.status_code}): {_reason(response)}")
 
 

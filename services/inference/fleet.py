@@ -4,7 +4,7 @@ The one object that gateway, handlers and API share. What is served is read from
 restart on an empty disk serves the same models: an adapter is put into the engines' folder (`folder.py`) when it is first
 asked for, and only names that were put there are let through to an engine. An engine that comes up stays; one that does not
 is let go when nobody needs it, and started anew for whoever does. `route` and `want` are for the event loop: look-ups,
-however many models there are. What takes longer, they leave to `settle`, which the keeper's thread calls (`keeper.py`).
+however many models there are. What takes longer, they leave to `settle` and `tidy`, which the keeper calls (`keeper.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.inference.engine import Engine
-from services.inference.folder import Folder
+from services.inference.folder import Folder, may_be_on
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base, as_planned, resolve
 from understudy.belt.folds.served import Models
@@ -31,7 +31,7 @@ from understudy.terms import Artifact
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN, TIDY = 3.0, 60.0
-"""Seconds between two looks at the folder of bundled bases, and at that of adapters."""
+"""Seconds between two looks at what lies in the folders of bundled bases and adapters, and at what is to be removed."""
 RECENT = 60.0
 """Seconds for which a failing engine that was asked for is tried on, and says why it fails."""
 
@@ -63,7 +63,7 @@ class EngineState:
 
 
 class Fleet:
-    """Safe to call from any thread; nothing here waits for an engine."""
+    """Safe to call from any thread; nothing here but `tidy` waits for an engine."""
 
     def __init__(
         self,
@@ -154,17 +154,22 @@ class Fleet:
         return self.ensure(as_planned(plan.bases[base], self._settings.models), max(ranks, default=1))
 
     def settle(self) -> None:
-        """Bring up what was asked for, let go of what is gone, and look at the disk. Takes its time: in a thread."""
+        """Bring up what was asked for, let go of what is gone, and look at the disk. Takes its time, but waits for no engine: in a
+        thread."""
         if time.monotonic() - self._looked > LOOK_AGAIN:
             self._look_at_bundled()
+            self._look_at_served()
         while self._asked:
             self._bring_up(self._asked.pop())
         for model, engine in list(self._of_model.items()):
             if model != engine.base.name and self._models.gone(model):
                 del self._of_model[model]
+
+    def tidy(self) -> None:
+        """Now and then, remove from the disk what is gone. Waits for engines: in a thread of its own."""
         if self._caught_up() and time.monotonic() - self._tidied > TIDY:
             self._tidied = time.monotonic()
-            self.folder.retire({each.message.model for each in self._models.all()}, self._unload)
+            self.folder.retire({each.message.model for each in self._models.all()}, self._unloading())
 
     def let_go(self, needed: Container[str]) -> None:
         """End every failing engine whose base is not `needed`, and which nobody asked for lately.
@@ -249,12 +254,31 @@ class Fleet:
             self._refused.pop(model, None)
             self.admit(model, engine)
 
-    def _unload(self, model: str) -> None:
-        """Have every engine that is up forget `model`. Raises `Transient`."""
-        for engine in list(self._engines.values()):
-            if engine.url:
-                with engine.client() as client:
-                    client.unload(model)
+    def _unloading(self) -> Callable[[str], None]:
+        """Have every engine that may know a model forget it; one that does not answer is not asked again. Raises `Transient`."""
+        silent: set[Engine] = set()
+
+        def unload(model: str) -> None:
+            for engine in list(self._engines.values()):
+                if engine.url and may_be_on(model, engine.base.name):
+                    if engine in silent:
+                        raise Transient(f"The engine of `{engine.base.name}` does not answer")
+                    try:
+                        with engine.client() as client:
+                            client.unload(model)
+                    except Transient:
+                        silent.add(engine)
+                        raise
+
+        return unload
+
+    def _look_at_served(self) -> None:
+        """What somebody removed from the folder is put there again; until then nobody asks an engine for it."""
+        for model, engine in list(self._of_model.items()):
+            if model != engine.base.name and not self.folder.has(model):
+                log.warning("%s is gone from the adapters' folder: it is put there again", model)
+                self._of_model.pop(model, None)
+                self._asked.add(model)
 
     def _look_at_bundled(self) -> None:
         self._looked = time.monotonic()

@@ -42,8 +42,8 @@ class Routes(Protocol):
         """Bring `model` up; why that fails, if it does. Raises `NotFound`."""
 
 
-class Refused(Exception):
-    """The request is answered with this error."""
+class Answered(Exception):
+    """The request is answered by us, with this error."""
 
     def __init__(self, response: JSONResponse) -> None:
         self.response = response
@@ -83,8 +83,8 @@ class Gateway:
                     await answer(exchange, send)
                 finally:
                     self._upstream.release(url, exchange)
-        except Refused as refusal:
-            await refusal.response(scope, receive, send)
+        except Answered as early:
+            await early.response(scope, receive, send)
         except TooLarge:
             message = f"The request body is larger than {self._max_body} bytes. Send fewer or shorter messages."
             await error_response(413, message, code="request_too_large")(scope, receive, send)
@@ -101,7 +101,7 @@ class Gateway:
                 try:
                     reason = self._routes.want(model) or reason
                 except NotFound as error:
-                    raise Refused(error_response(404, str(error), param="model", code="model_not_found")) from None
+                    raise Answered(error_response(404, str(error), param="model", code="model_not_found")) from None
                 except UnderstudyError as error:
                     reason, give_up = str(error), 0.0
                 url = self._routes.route(model)
@@ -120,7 +120,7 @@ class Gateway:
                 raise Gone
             if time.monotonic() >= give_up:
                 message = f"The engine of `{model}` is not ready: {reason}. Try again in a moment."
-                raise Refused(_unavailable(message, "engine_not_ready"))
+                raise Answered(_unavailable(message, "engine_not_ready"))
             await asyncio.sleep(LOOK_AGAIN)
 
     async def _send(self, url: str, start: bytes, headers: Headers, body: bytes, hangup: Hangup) -> Exchange:
@@ -160,10 +160,10 @@ def _model_of(body: bytes) -> str:
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Refused(error_response(400, f"The request body is not valid JSON: {error}")) from None
+        raise Answered(error_response(400, f"The request body is not valid JSON: {error}")) from None
     model = request.get("model") if isinstance(request, dict) else None
     if not isinstance(model, str) or not model:
-        raise Refused(
+        raise Answered(
             error_response(400, "You must provide a `model`, as text. GET /v1/models lists them.", param="model")
         )
     return model

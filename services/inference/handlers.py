@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from services.inference import gate
-from services.inference.client import Refused
+from services.inference.client import EngineRefused
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from services.inference.folder import model_name
@@ -101,9 +101,10 @@ class Inference:
         path = folder.path(attempt)
         with engine.client() as client:
             try:
-                measured = gate.check(client, base, attempt, path, tolerance=self.tolerance, max_len=engine.max_len)
-            except Refused as error:
+                client.answers(attempt)
+            except EngineRefused as error:
                 raise client.explain(attempt, path) from error
+            measured = gate.check(client, base, attempt, path, tolerance=self.tolerance, max_len=engine.max_len)
             client.unload(attempt)
             folder.settle(attempt, name)
             client.answers(name)

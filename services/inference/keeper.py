@@ -1,5 +1,5 @@
-"""The thread beside the fleet: has engines warm before the first item needs one, and does what must not be done on the
-event loop.
+"""Two threads beside the fleet: they have engines warm before the first item needs one, and do what must not be done on the
+event loop; what waits for engines has a thread of its own, so that one that hangs holds up nobody's models.
 
 It looks at the runs that are open and starts the engines of their bases, so that these come up while datagen and trainer
 work; not more than `most` of them, because each takes memory. Of those that do not come up it says which are needed no
@@ -41,7 +41,10 @@ class Keeper:
         """Runs, with generation, that need no more warming."""
         self._looked = -PAUSE
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._keep, name="keeper", daemon=True),
+            threading.Thread(target=self._tidy, name="tidier", daemon=True),
+        ]
 
     def read(self, message: Message, record: Record) -> None:
         if isinstance(message, RunRequested | RunDeleted) and self._caught_up():
@@ -50,14 +53,16 @@ class Keeper:
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """End, within a second."""
         self._stop.set()
         self._fleet.wake.set()
-        if self._thread.ident:
-            self._thread.join()
+        for thread in self._threads:
+            if thread.ident:
+                thread.join()
 
     def look(self) -> None:
         """Let go of failing engines that no open run needs; start those that open runs will, of the oldest run first."""
@@ -100,6 +105,16 @@ class Keeper:
                     if self._caught_up() and time.monotonic() - self._looked >= PAUSE:
                         self._looked = time.monotonic()
                         self.look()
+                except Interrupted:
+                    return
+                except Exception:
+                    log.exception("the keeper goes on")
+
+    def _tidy(self) -> None:
+        with interruptible(self._stop):
+            while not self._stop.wait(PAUSE):
+                try:
+                    self._fleet.tidy()
                 except Interrupted:
                     return
                 except Exception:

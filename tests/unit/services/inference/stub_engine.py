@@ -2,7 +2,8 @@
 for it, and ends when it is asked for one that it took up and whose folder is gone, as vLLM does once it has to read it again.
 
 An adapter whose folder holds a file `bad` is refused; every other one makes each token a nat less likely, and takes the
-seconds in a file `slow` for it, or ends the engine if there is a file `deadly`. Asked for a model `lose the core` it goes
+seconds in a file `slow` for it, or ends the engine if there is a file `deadly`, or
+is not measured for the reason in a file `refuses`. Asked for a model `lose the core` it goes
 on without what computes. GET /most tells how many measurements it had at once, and has.
 """
 
@@ -61,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         folder = Path(self.adapters.get(model, "."))
         if not folder.is_dir() or (folder / "deadly").exists():
             os._exit(1)
+        if "prompt_logprobs" in body and (folder / "refuses").exists():
+            return self.answer(400, {"error": {"message": (folder / "refuses").read_text()}})
         with self.lock:
             Handler.busy += 1
             Handler.most = max(Handler.most, Handler.busy)

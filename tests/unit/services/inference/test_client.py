@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.client import EngineClient, Refused
+from services.inference.client import EngineClient, EngineRefused
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base
 from understudy.errors import Transient
@@ -49,19 +49,19 @@ def test_one_that_cannot_be_loaded_says_why_and_one_that_is_not_found_what_to_do
     bad = settings.adapters() / "ft:bad"
     bad.mkdir(parents=True)
     (bad / "bad").touch()
-    with pytest.raises(Refused, match=r"could not be loaded$"):
+    with pytest.raises(EngineRefused, match=r"could not be loaded$"):
         engine.answers("ft:bad")
     assert "cannot be loaded: rank 32 is too much" in str(engine.explain("ft:bad", bad))
     elsewhere = tmp_path / "elsewhere" / "ft:one"
     elsewhere.mkdir(parents=True)
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(EngineRefused, match="does not exist"):
         engine.answers("ft:one")
     assert "VLLM_LORA_RESOLVER_CACHE_DIR" in str(engine.explain("ft:one", elsewhere))
     assert engine.models() == {"tiny"}
 
 
 def test_a_refusal_is_invalid_and_silence_is_transient(engine: EngineClient) -> None:
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(EngineRefused, match="does not exist"):
         engine.prompt_logprobs("missing", [[1, 2]])
     (port,) = free_ports(1)
     with EngineClient(f"http://127.0.0.1:{port}") as nobody, pytest.raises(Transient):

@@ -97,6 +97,14 @@ def test_an_adapter_that_the_engine_refuses_is_invalid(
         list(inference.serve(request_of(plan("tiny"), "v@tiny", put("one", bad=""))))
 
 
+def test_what_the_engine_refuses_of_one_that_it_has_taken_up_is_said_as_it_says_it(
+    inference: Inference, plan: MakePlan, request_of: RequestOf, put: Put
+) -> None:
+    adapter = put("one", refuses="This model's maximum context length is 32 tokens")
+    with pytest.raises(Invalid, match="maximum context length is 32 tokens"):
+        list(inference.serve(request_of(plan("tiny"), "v@tiny", adapter)))
+
+
 @pytest.mark.parametrize("outputs", [3, 4])
 def test_one_that_is_closed_after_the_gate_is_not_admitted(
     inference: Inference, fleet: Fleet, base: Base, plan: MakePlan, request_of: RequestOf, put: Put, outputs: int
