@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,43 @@ def test_an_adapter_that_learnt_next_to_nothing_is_told_so_and_the_engine_not_bl
     assert check(tmp_path, (base, small), (base, small)).effect_nats < 0.03, "a quiet engine shows that it is there"
     with pytest.raises(Invalid, match="learnt next to nothing"):
         check(tmp_path, (base, scaled(base, adapter, 1e-5)), (base, scaled(base, adapter, 1e-5)))
+
+
+def simulated(tokens: int, effect: float, noise: float, share: float, seed: int) -> Gate:
+    """The gate on an engine whose every evaluation is off by Gaussian noise, and which applies this share of the adapter."""
+    draw = random.Random(seed)
+    base = [[-abs(draw.gauss(2, 2)) for _ in range(tokens)]]
+    adapter = [[value + draw.gauss(0, effect) for value in base[0]]]
+    before, again = (scaled(base, base, 0, noise, draw.randrange(1 << 30)) for _ in range(2))
+    after = scaled(base, adapter, share, noise, draw.randrange(1 << 30))
+    return gate.judge(before, after, again, probes_of(base, adapter), 0.1)
+
+
+def passed(tokens: int, effect: float, noise: float, share: float) -> float:
+    """What part of a hundred such engines."""
+    count = 0
+    for seed in range(100):
+        with suppress(Invalid):
+            simulated(tokens, effect, noise, share, seed)
+            count += 1
+    return count / 100
+
+
+def test_many_tokens_make_up_for_noise() -> None:
+    """Each token's effect is only four times what two evaluations differ by."""
+    assert passed(100, 0.35, 0.06, share=1) > 0.95
+    for share in (0.5, 0.7, 1.3, 2):
+        assert passed(100, 0.35, 0.06, share) == 0
+
+
+@pytest.mark.parametrize(("tokens", "effect", "noise"), [(15, 0.6, 0.09), (8, 0.4, 0.06)])
+def test_of_few_tokens_and_much_noise_it_says_that_it_cannot_tell(tokens: int, effect: float, noise: float) -> None:
+    for share in (0.7, 1, 1.3):
+        assert passed(tokens, effect, noise, share) == 0
+    with pytest.raises(
+        Invalid, match=rf"cannot be told from {tokens} tokens: it applies \d\.\d\d times .* \(± 0\.\d\d; 1 ± 0\.1"
+    ):
+        simulated(tokens, effect, noise, 1, 1)
 
 
 def test_another_adapters_weights_are_refused_although_their_effect_is_as_large(tmp_path: Path) -> None:
