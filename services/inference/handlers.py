@@ -78,21 +78,21 @@ class Inference:
             yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
             try:
                 yield from _until(engine.wait_ready, engine, request, "starting the engine")
-                life = engine.lives
                 yield _progress(request, "loading")
                 attempt = self.fleet.folder.attempt(adapter)
                 yield _progress(request, "checking against training")
-                return self._gate(engine, attempt, name)
-            except Transient as error:
-                if not engine.ended(life):
-                    raise
-                last = error
+                life = engine.lives
+                try:
+                    return self._gate(engine, attempt, name)
+                except Transient as error:
+                    if not engine.ended(life):
+                        raise
+                    last = error
             finally:
                 engine.turn.release()
         raise Invalid(
             f"The engine of `{engine.base.name}` ended {DEATHS} times while it measured this adapter: {last}",
-            "Its log says why (GET /v1/engines names it while it starts again). Train the item again, or replay the dead letter if"
-            " something else ended the engine.",
+            "The engine's log says why. Train the item again, or replay the dead letter if something else ended the engine.",
         )
 
     def _gate(self, engine: Engine, attempt: str, name: str) -> Gate:

@@ -2,7 +2,8 @@
 
 What it died of decides how long it is tried before what waits for it fails: of its own doing, with the same last words each
 time (weights that cannot be read, a model that vLLM lacks), for a minute; killed from outside, which may be chance, an
-operator or the kernel short of memory, for five. It is tried on after that, with longer pauses, until it is closed.
+operator or the kernel short of memory, for five. It is tried on after that, with longer pauses, until it is closed. One that
+came up and died of what it was asked for has not failed: whoever asked counts that (`handlers.py`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Deaths:
 
     def add(self, began: float, ended: float, served: float, killed: bool, why: str) -> tuple[bool, int]:
         """One more, all times in seconds: whether they make a failure, and how many there were of its own doing."""
-        if served:  # it does come up: what ends it then is what it is asked for, and whoever asks has to count
+        if served:  # it does come up
             self._seen.clear()
             began = ended
         # Numbers are times, process ids and addresses.
