@@ -260,9 +260,9 @@ class StoreContract:
         made = [folder(tmp_path / str(n), same="shared", own=str(n % 2), third=str(n % 3)) for n in range(4)]
         stores, until = [connect(name) for name in "abcd"], time.monotonic() + seconds
 
-        def life(number: int) -> int:
+        def life(number: int) -> None:
             choose, store, turns = random.Random(number), stores[number % len(stores)], 0
-            while time.monotonic() < until:
+            while turns < 2 or time.monotonic() < until:  # a busy machine gets its turns too
                 turns += 1
                 key = f"runs/{choose.randrange(2)}/{choose.randrange(3)}"
                 match choose.randrange(5):
@@ -278,10 +278,9 @@ class StoreContract:
                                 store.fetch(found)
                             except Invalid:
                                 pass  # deleted meanwhile
-            return turns
 
         with ThreadPoolExecutor(6) as lives:
-            assert all(turns > 1 for turns in lives.map(life, range(6)))
+            list(lives.map(life, range(6)))
         fresh = connect("fresh")
         kept = [key for run in "01" for key in fresh.keys(f"runs/{run}")]
         for key in kept:
