@@ -190,6 +190,11 @@ def test_what_was_well_meanwhile_begins_anew_and_chance_does_not_excuse_a_base_t
     assert died(deaths, 71) == [True]
 
 
+def test_one_that_comes_up_each_time_has_not_failed_whatever_ends_it() -> None:
+    """An adapter that ends it must not take those with it that wait: whoever is measured counts."""
+    assert not any(died(Deaths(PATIENCE), *(20.0 * n for n in range(1, 30)), served=5))
+
+
 def test_an_engine_that_is_waited_for_ends_at_once(
     settings: InferenceSettings, make_base: Callable[..., Base], launch: Callable[..., Child]
 ) -> None:
