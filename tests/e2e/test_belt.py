@@ -162,6 +162,7 @@ def until(belt: Belt, process: subprocess.Popen[str], holds: Callable[[RunState]
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_ctrl_c_and_kill_9_of_the_command_end_everything_and_it_resumes(
     tmp_path: Path, undisturbed: tuple[Belt, str]
 ) -> None:

@@ -65,6 +65,7 @@ def finished(gateway: Gateway, run: str) -> RunState:
     return gateway.run(run)
 
 
+@pytest.mark.long
 def test_a_run_that_is_cancelled_in_training_ends_at_once_and_is_taken_up_again_to_the_same_bytes(
     belt: Belt, gateway: Gateway, undisturbed: tuple[Belt, str]
 ) -> None:
@@ -150,7 +151,7 @@ def test_one_item_that_ends_at_served_and_a_served_model_that_is_only_scored(bel
 
 
 def test_a_deleted_run_is_gone_with_its_models_and_bytes(belt: Belt, gateway: Gateway) -> None:
-    run = next(run.id for run in gateway.runs() if run.name == "small")
+    run = next(run.id for run in gateway.runs() if run.name == "one")
     models = [item.model for item in gateway.run(run).items.values() if item.model and item.model != "seedling"]
     before = sum(path.stat().st_size for path in (belt.data / "artifacts/blobs").iterdir())
     said = understudy(belt, "delete", run, "--yes")

@@ -346,6 +346,7 @@ def test_a_base_with_damaged_weights_holds_up_nobody_else(service: Running, clie
     assert engines(service)["damaged"] == "starting"
 
 
+@pytest.mark.long
 def test_an_engine_that_is_killed_also_while_it_starts_comes_back_and_has_every_adapter(
     service: Running, client: openai.OpenAI
 ) -> None:
@@ -365,6 +366,7 @@ def test_an_engine_that_is_killed_also_while_it_starts_comes_back_and_has_every_
     assert not CORE_SAID.search(life), "which did not say why: so it counts as chance"
 
 
+@pytest.mark.long
 def test_a_base_with_damaged_weights_fails_its_items_alone(service: Running) -> None:
     (fact,) = service.answers("base@damaged", run="half").values()
     assert isinstance(fact, ItemFailed)
