@@ -383,7 +383,7 @@ def test_a_killed_service_leaves_nothing_behind_and_remembers_its_models(
     until(lambda: not service.processes(), 10)
     service.process = start(service.folder, service.port)
     until(lambda: answers(service.url), 60)
-    assert {model.id for model in client.models.list()} == models
+    assert models <= {model.id for model in client.models.list()}, "a base that came into the folder since may be there too"
 
 
 @pytest.mark.long
