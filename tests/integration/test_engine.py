@@ -383,7 +383,9 @@ def test_a_killed_service_leaves_nothing_behind_and_remembers_its_models(
     until(lambda: not service.processes(), 10)
     service.process = start(service.folder, service.port)
     until(lambda: answers(service.url), 60)
-    assert models <= {model.id for model in client.models.list()}, "a base that came into the folder since may be there too"
+    assert models <= {model.id for model in client.models.list()}, (
+        "a base that came into the folder since may be there too"
+    )
 
 
 @pytest.mark.long
