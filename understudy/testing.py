@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from understudy.belt.contracts import Message, Progress
+from understudy.belt.folds.views import ItemState, RunState
 from understudy.metrics import METRICS
 from understudy.plan import Plan
 from understudy.report import Cell, Inputs, MetricRow, PanelReport, Report, Scored
@@ -38,6 +39,21 @@ def processes(data: Path) -> dict[int, str]:
         if command and ours and int(entry.name) != os.getpid():
             found[int(entry.name)] = command
     return found
+
+
+def run_of(run: str = "r-1", **items: ItemState) -> RunState:
+    """The state of a run that is over, with these items."""
+    return RunState(
+        id=run,
+        name=run,
+        status="finished",
+        generation=1,
+        created_at=0,
+        bases=("seedling",),
+        stages={},
+        plan=Artifact(sha256="0"),
+        items=items,
+    )
 
 
 def report_of(

@@ -71,7 +71,6 @@ class Evaluator:
         self, request: ScoringRequested, plan: Plan, panels: list[Questionnaire]
     ) -> Generator[Progress, None, Artifact]:
         work = take_up(self.work, request.run, request.item)
-        folder = _fresh(work / "answers")
         whose = hashlib.sha256(request.model.encode()).hexdigest()[:12]  # answers of another model are not taken up
         answers: dict[str, list[Prediction]] = {}
         before = 0
@@ -90,8 +89,9 @@ class Evaluator:
             before += len(asked.examples)
             answers[asked.name] = answered(file, asked.examples)
         decoding = {"method": "greedy", "temperature": TEMPERATURE, "seed": plan.seed}
-        write_answers(folder, Answered(item=request.item, model=request.model, decoding=decoding), answers)
-        return self.store.put(keys.answers(request.run, request.item), folder)
+        with self.store.draft() as folder:
+            write_answers(folder, Answered(item=request.item, model=request.model, decoding=decoding), answers)
+            return self.store.put(keys.answers(request.run, request.item), folder)
 
     def _measure(
         self, request: ScoringRequested, panels: list[Questionnaire], answers: Artifact
@@ -122,10 +122,3 @@ def _questions(model: str, seed: int, asked: Questionnaire) -> Questions:
         references=any(METRICS[name].needs == "likelihood" for name in metrics),
         labels=asked.labels if asks_likeliest(metrics, asked.labels) else (),
     )
-
-
-def _fresh(folder: Path) -> Path:
-    """An empty folder at this path."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder

@@ -6,12 +6,11 @@ import io
 
 from rich.console import Console
 
-from understudy.belt.folds.views import ItemState, RunState
+from understudy.belt.folds.views import ItemState
 from understudy.plan import Plan, PlannedBase, make
 from understudy.recipe import parse
 from understudy.report import Cell, Report, Verdict
-from understudy.terms import Artifact
-from understudy.testing import report_of
+from understudy.testing import report_of, run_of
 from understudy_cli.table import comparison, summary
 
 
@@ -30,23 +29,9 @@ def cell(value: float, delta: float | None = None, verdict: Verdict | None = Non
     )
 
 
-def state(**items: ItemState) -> RunState:
-    return RunState(
-        id="r-1",
-        name="r",
-        status="finished",
-        generation=1,
-        created_at=0,
-        bases=("seedling",),
-        stages={},
-        plan=Artifact(sha256="0"),
-        items=items,
-    )
-
-
 def shown(report: Report, **items: ItemState) -> str:
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    console.print(comparison(report, state(**items)))
+    console.print(comparison(report, run_of(**items)))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 

@@ -16,11 +16,12 @@ from services.evaluator.metrics.bleu import Bleu
 from services.evaluator.panels import Questionnaire, questionnaire
 from services.evaluator.reports import Reports
 from understudy import findings as words
-from understudy.belt.folds.views import ItemState, RunState
+from understudy.belt.folds.views import ItemState
 from understudy.records import Answered, Prediction, TrainingRecord, write_json
 from understudy.report import Inputs, Report, Scored
 from understudy.store import keys
 from understudy.terms import Gate
+from understudy.testing import run_of
 
 World = Any
 RUNS = itertools.count(2)
@@ -95,20 +96,6 @@ def training(**figures: Any) -> TrainingRecord:
     return TrainingRecord.model_validate(figures)
 
 
-def state(**items: ItemState) -> RunState:
-    return RunState(
-        id="r1",
-        name="r1",
-        status="finished",
-        generation=1,
-        created_at=0,
-        bases=("seedling",),
-        stages={},
-        plan={"sha256": "0"},
-        items=items,
-    )
-
-
 @pytest.fixture
 def report(world: World, remarks: Questionnaire) -> Report:
     right = [e.completion for e in remarks.examples]
@@ -118,7 +105,7 @@ def report(world: World, remarks: Questionnaire) -> Report:
 
 
 def test_the_page_stands_alone_and_escapes_everything(report: Report) -> None:
-    html = page.render(report, state(broad=ItemState(stage="failed", reason="Ran out of <b>memory</b>.")))
+    html = page.render(report, run_of(broad=ItemState(stage="failed", reason="Ran out of <b>memory</b>.")))
     reader = Reader()
     reader.feed(html)
     assert not reader.open
@@ -131,7 +118,7 @@ def test_the_page_stands_alone_and_escapes_everything(report: Report) -> None:
 
 
 def test_the_same_report_gives_the_same_page(report: Report) -> None:
-    assert page.render(report, state()) == page.render(Report.model_validate_json(report.model_dump_json()), state())
+    assert page.render(report, run_of()) == page.render(Report.model_validate_json(report.model_dump_json()), run_of())
 
 
 def test_the_answer_is_given_in_words_with_its_interval(report: Report) -> None:
@@ -155,7 +142,7 @@ def test_without_the_base_there_is_nothing_to_compare(report: Report, world: Wor
     alone = predictions([e.completion for e in remarks.examples], remarks)
     report = made(world, remarks, {"tuned": alone})
     assert report.panels[0].metrics[0].cells["tuned"].verdict is None
-    html = page.render(report, state())
+    html = page.render(report, run_of())
     assert "The base model was not scored" in html
 
 
@@ -208,7 +195,7 @@ def test_what_was_cancelled_is_called_so(report: Report) -> None:
             report.model_copy(
                 update={"inputs": report.inputs.model_copy(update={"failed": (), "cancelled": ("broad",)})}
             ),
-            state(),
+            run_of(),
         )
     )
     assert "broad was cancelled." in reader.text
@@ -235,7 +222,7 @@ def test_each_variant_is_held_against_its_own_base(two_bases: tuple[World, Quest
     assert words.headline(report, "tuned@tiny") == "Lost on in-domain"
     assert words.findings(report, "tuned@tiny")[0].text.startswith("accuracy fell from 100.0 % to 50.0 %")
     reader = Reader()
-    reader.feed(page.render(report, state()))
+    reader.feed(page.render(report, run_of()))
     assert not reader.open
     assert "2 fine-tuned variants and 2 untouched bases on seedling and tiny" in " ".join(reader.text.split())
     assert "tuned@tiny on tiny" in reader.text, "which base it has"
@@ -254,7 +241,7 @@ def test_a_base_that_was_not_scored_takes_the_differences_from_its_own_variants_
     assert words.caveats(report) == ["base@tiny was not scored, so there is nothing to hold tuned@tiny against."]
     assert words.headline(report, "tuned@seedling") == "No clear difference from base@seedling"
     assert report.compared == ("tuned@seedling",)
-    page.render(report, state())
+    page.render(report, run_of())
 
 
 def test_a_base_that_cannot_say_how_likely_a_reference_is_takes_nothing_from_the_others(
@@ -283,7 +270,7 @@ def test_a_base_that_cannot_say_how_likely_a_reference_is_takes_nothing_from_the
         len(heard),
         {"base@seedling", "tuned@seedling"},
     )
-    html = page.render(report, state())
+    html = page.render(report, run_of())
     assert "<td>–</td>" in html
     assert "Perplexity depends on the tokenizer" in html
 
@@ -349,7 +336,7 @@ def test_the_loss_on_validation_rows_is_drawn_and_the_kept_step_named(report: Re
     watched = training(
         steps=3, tokens=9, loss=((1, 3.0), (2, 2.5), (3, 2.0)), validation=((2, 2.75), (3, 2.8)), kept_step=2
     )
-    html = page.render(report.model_copy(update={"training": {"tuned": watched}}), state())
+    html = page.render(report.model_copy(update={"training": {"tuned": watched}}), run_of())
     assert 'class="v1 watched" points="' in html
     assert "kept: step 2, 2.750" in html
 
@@ -359,5 +346,5 @@ def test_what_the_gate_measured_is_told(report: Report) -> None:
         tokens=321, effect_nats=0.52, noise_nats=0.00002, trained_effect_nats=0.51, slope=1.01, disagreement=0.02
     )
     reader = Reader()
-    reader.feed(page.render(report, state(tuned=ItemState(stage="scored", gate=gate))))
+    reader.feed(page.render(report, run_of(tuned=ItemState(stage="scored", gate=gate))))
     assert "changes 321 tokens by 0.52 nats (in training 0.51, slope 1.010)" in " ".join(reader.text.split())
