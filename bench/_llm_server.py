@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 REASONS = {200: "OK", 404: "Not Found", 429: "Too Many Requests"}
@@ -188,6 +192,19 @@ class Connection(asyncio.Protocol):
         content = json.dumps(document).encode()
         head = f"HTTP/1.1 {status} {REASONS[status]}\r\ncontent-type: application/json\r\n{headers}content-length: {len(content)}\r\n\r\n"
         self.transport.write(head.encode() + content)
+
+
+@contextmanager
+def running(**settings: Any) -> Iterator[str]:
+    """The URL of a server with these settings, in a process of its own."""
+    command = [sys.executable, "-m", "bench._llm_server", json.dumps(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def main(settings: Settings) -> None:

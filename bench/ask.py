@@ -22,10 +22,11 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from bench._llm_server import running
 
 ROUNDS, ROWS, SDK_ROWS, CONCURRENCY = 3, 6000, 2000, 16
 KILLS, KILL_ROWS = 20, 4000
@@ -87,17 +88,9 @@ def question(number: int) -> str:
     return f"Row {number:06}: " + "what a thing " * random.Random(number).randint(4, 60)
 
 
-@contextmanager
-def server(**settings: Any) -> Iterator[str]:
-    """The URL of a server in a process of its own."""
-    command = [sys.executable, "-m", "bench._llm_server", json.dumps({"text": TEXT, **settings})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
+def server(**settings: Any) -> AbstractContextManager[str]:
+    """The URL of a server that answers with `TEXT`."""
+    return running(text=TEXT, **settings)
 
 
 def figures(url: str) -> dict[str, Any]:

@@ -12,20 +12,19 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench._llm_server import running
 from understudy.errors import Fatal, Transient
 from understudy.llm.answers import Completion
 from understudy.llm.ask import Enough, Log, Tally, Tick, ask
 from understudy.llm.chat import Away, ChatClient, Refused, Unanswered
 from understudy.records import Turn, resume_jsonl
-from understudy.settings import PROJECT
 from understudy.terms import Frozen
 
 
@@ -52,19 +51,6 @@ async def answer(chat: ChatClient, question: Question) -> Line:
 
 def refuse(question: Question, error: Refused, tally: Tally) -> Line:
     return Line(id=question.id, text=f"refused {tally.refused} of {tally.total}")
-
-
-@contextmanager
-def running(**settings: Any) -> Iterator[str]:
-    """The URL of an OpenAI-protocol server in a process of its own."""
-    command = [sys.executable, "-m", "bench._llm_server", json.dumps(settings)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
 
 
 def answered(url: str) -> Counter[str]:
