@@ -191,9 +191,12 @@ class KafkaBus:
         try:
             return KafkaAdminClient(**self._common, bootstrap_timeout_ms=int(patience * 1000))
         except trouble.KafkaTimeoutError as error:
+            # A broker answers a wrong password and hangs up; kafka-python loses the answer when both come at once.
+            secret = "sasl_mechanism" in self._common
+            hint = " A broker that only hangs up may mean the user or the password." if secret else ""
             raise Fatal(
                 f"No Kafka broker at {self.servers} took us in within {patience:.0f} s ({'; '.join(heard.reasons) or 'no answer'})",
-                "Is it up and reachable from here? UNDERSTUDY_BUS names it; UNDERSTUDY_KAFKA_* say how to log in.",
+                f"Is it up and reachable from here? UNDERSTUDY_BUS names it; UNDERSTUDY_KAFKA_* say how to log in.{hint}",
             ) from error
         finally:
             logging.getLogger("kafka").removeHandler(heard)
