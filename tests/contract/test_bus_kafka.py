@@ -439,7 +439,7 @@ def test_sasl_and_tls_come_from_the_environment(tmp_path: Path, monkeypatch: pyt
         member.close()
         bus.close()
         monkeypatch.setenv("UNDERSTUDY_KAFKA_SASL_PLAIN_PASSWORD", "wrong")
-        with pytest.raises(Fatal, match="Invalid username or password|hangs up may mean the user or the password"):
+        with pytest.raises(Fatal, match=r"Invalid username or password|hangs up may mean the user or the password"):
             KafkaBus(servers, security(os.environ), patience=4)
 
 
