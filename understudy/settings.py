@@ -1,7 +1,7 @@
 """Settings every service shares, read from `UNDERSTUDY_*` environment variables. Each service adds its own in its
 settings.py.
 
-Holds no logic beyond defaults; secrets (OPENAI_API_KEY) are read where they are used and never stored here.
+Holds no logic beyond defaults; keys of others (OPENAI_API_KEY) are read where they are used and never stored here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,14 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65535)
     """Port of this service's HTTP API."""
+    internal_port: int = Field(default=0, ge=0, le=65535)
+    """Where the platform and the other services find this one, if not at `port`: probes, metrics and all the rest, without TLS.
+    Then `port` has none that are internal. 0: one port for all."""
+    internal_token: SecretStr | None = Field(default=None, min_length=16)
+    """What services know each other by. None: a file in `data` (`service/token.py`)."""
+    tls_cert: Path | None = None
+    """Certificate chain (PEM) of `port`; with `tls_key`."""
+    tls_key: Path | None = None
     member: str = Field(default_factory=socket.gethostname, pattern=r"^[a-zA-Z0-9._-]{1,200}$")
     """Name of this replica, unique within its service; restarted under the same name it takes its work back at once."""
     gateway: str = "http://127.0.0.1:8000"

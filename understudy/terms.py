@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 Station = Literal["datagen", "trainer", "inference", "evaluator"]
 STATIONS: tuple[Station, ...] = ("datagen", "trainer", "inference", "evaluator")
+Scope = Literal["inference", "jobs", "read", "admin"]
+"""What an API key may do: ask models; begin and end runs, which includes reading; read; everything."""
+SCOPES: tuple[Scope, ...] = ("inference", "jobs", "read", "admin")
 
 
 class Frozen(BaseModel):

@@ -16,7 +16,7 @@ from understudy.service.host import Kernel, Service
 def build(settings: EvaluatorSettings, kernel: Kernel) -> Service:
     """The service as `host.serve` runs it."""
     work = settings.work("evaluator")
-    asker = Asker(base_url=f"{settings.gateway.rstrip('/')}/v1", concurrency=settings.concurrency)
+    asker = Asker(f"{settings.gateway.rstrip('/')}/v1", settings.concurrency, kernel.token)
     evaluator = Evaluator(kernel.store, kernel.plans, asker, work)
     histories = Histories()
     kernel.reader.add(histories)

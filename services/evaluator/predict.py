@@ -48,7 +48,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Asker:
-    """Asks one endpoint, without a key: it is our own gateway.
+    """Asks one endpoint: our own gateway.
 
     for tick in asker.ask(questions, file): ...      # may be killed and called again
     predictions = answered(file, questions.examples)
@@ -57,6 +57,8 @@ class Asker:
     base_url: str
     """Up to and with `/v1`."""
     concurrency: int
+    token: str | None = None
+    """What it knows us by."""
     tries: int = 8
 
     def ask(self, questions: Questions, path: Path) -> Generator[Tick, None, None]:
@@ -71,7 +73,7 @@ class Asker:
             yield from ask(log, questions.examples, rows.answer, rows.refused, self._connect, self.concurrency)
 
     def _connect(self, concurrency: int) -> ChatClient:
-        return ChatClient(self.base_url, None, concurrency=concurrency, tries=self.tries, exact=True)
+        return ChatClient(self.base_url, self.token, concurrency=concurrency, tries=self.tries, exact=True)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, Union
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from understudy.errors import Invalid, Unsupported
-from understudy.terms import Artifact, Frozen, Gate, Station
+from understudy.terms import Artifact, Frozen, Gate, Scope, Station
 
 _HEADER = {"run", "generation", "attempt", "item"}
 LONGEST_REASON = 1000
@@ -299,6 +299,47 @@ class Progress(Message):
     @property
     def key(self) -> str:
         return f"{self.run}/{self.item or self.station}"
+
+
+# --- who may come in
+
+
+class OfKey(Message):
+    """About an API key, and so about no run."""
+
+    run: str = ""
+    key_id: str
+    """Public: it is the first part of the key, and what lists and logs call it by."""
+    by: Phrase = ""
+    """Who did it: the name of a key, or nobody's where whoever has the machine did."""
+
+    @property
+    def key(self) -> str:
+        return self.key_id
+
+
+class KeyMade(OfKey):
+    """Somebody was given a key."""
+
+    type: Literal["key.made.v1"] = "key.made.v1"
+    name: Phrase
+    """Whose it is, or what for; runs carry it as their owner."""
+    secret_sha256: str
+    """Of the key's secret part, which is nowhere but in its owner's hands; 256 random bits need no salt."""
+    scopes: tuple[Scope, ...]
+    expires: float | None = None
+    """Seconds since the epoch."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    at_once: int | None = Field(default=None, ge=1)
+    """Requests under way."""
+
+
+class KeyEnded(OfKey):
+    """A key lets nobody in any more from that moment on: it was revoked, or another one took its place."""
+
+    type: Literal["key.ended.v1"] = "key.ended.v1"
+    at: float
+    """Seconds since the epoch; of several the earliest counts."""
 
 
 class DeadLetter(Message):

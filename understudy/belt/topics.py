@@ -62,6 +62,7 @@ TABLE: tuple[Topic, ...] = (
     Topic("report-requested", (c.ReportRequested,), ("evaluator",), "reporter"),
     Topic("model-served", (c.ModelServed,), ("inference",)),
     Topic("run-closed", (c.RunClosed,), STATIONS),
+    Topic("keys", (c.KeyMade, c.KeyEnded), (DOOR,), partitions=1),
     Topic("progress", (c.Progress,), STATIONS, retention=7 * DAY, compacted=True),
     # A message of the largest size that is garbage grows up to six times when it becomes a JSON string.
     Topic("dead-letters", (c.DeadLetter,), STATIONS, max_bytes=512 * 1024),

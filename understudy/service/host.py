@@ -10,12 +10,13 @@ import gc
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
@@ -34,7 +35,8 @@ from understudy.belt.loop import Loop
 from understudy.belt.telemetry import Lag
 from understudy.errors import FATAL_EXIT, Fatal, UnderstudyError
 from understudy.service.log import configure
-from understudy.service.web import add_errors, add_health
+from understudy.service.token import internal_token
+from understudy.service.web import App, add_errors, add_health, guarded
 from understudy.settings import Settings
 from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.store.plans import Plans
@@ -56,6 +58,8 @@ class Kernel:
     runs: Runs
     models: Models
     reader: Reader
+    token: str
+    """What the services of this installation know each other by."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Service:
     """The service's own HTTP resources; health, readiness and metrics are added."""
     ready: Callable[[], str | None] = lambda: None
     """Why the service cannot work yet, or None when it can."""
-    wrap: Callable[[Any], Any] = lambda app: app
-    """Puts an ASGI layer around the app (the gateway's hot path)."""
+    wrap: Callable[[App, bool], App] | None = None
+    """Puts an ASGI layer around the app that decides who may come in (the gateway). Called for each listener, with whether that
+    one has the internal doors too. None: whoever knows the token may come in."""
     start: Callable[[], None] = lambda: None
     """Called once, before the first message."""
     close: Callable[[], None] = lambda: None
@@ -80,18 +85,22 @@ def kernel(settings: Settings, bus: Bus) -> Kernel:
     store = FsspecArtifactStore(settings.artifact_url(), settings.cache())
     control = Control()
     runs, models = Runs(control), Models()
-    return Kernel(bus, store, Plans(store), control, runs, models, Reader(bus, (control, runs, models)))
+    reader = Reader(bus, (control, runs, models))
+    return Kernel(bus, store, Plans(store), control, runs, models, reader, internal_token(settings))
 
 
 def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) -> None:
     """Run until SIGTERM or SIGINT; exits with `FATAL_EXIT` after a `Fatal`."""
     configure(station, settings.log_level)
     fatal: list[BaseException] = []
-    stop, settled = threading.Event(), threading.Event()
     try:
         bus = connect(settings)
         shared = kernel(settings, bus)
         service = build(settings, shared)
+        settled, stop = threading.Event(), threading.Event()
+        app = _app(station, service, settled, stop)
+        wrap = service.wrap or (lambda app, inside: guarded(app, shared.token))
+        server = _server(wrap(app, not settings.internal_port), settings)
     except UnderstudyError as error:
         sys.exit(_last_words(station, error))
 
@@ -112,19 +121,8 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     for loop in loops:
         REGISTRY.register(loop.meter)
     REGISTRY.register(Lag(bus, station, [lane.group for lane in service.lanes]))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            service.wrap(_app(station, service, settled, stop)),
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=3,
-            timeout_keep_alive=75,
-        )
-    )
 
-    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+    def watched(work: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
             try:
                 work()
@@ -137,21 +135,23 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
 
         return run
 
-    threads = [threading.Thread(target=guarded(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
-    reading = guarded(lambda: shared.reader.follow(stop))
+    threads = [threading.Thread(target=watched(loop.run), name=f"{loop.lane.group}-loop") for loop in loops]
+    reading = watched(lambda: shared.reader.follow(stop))
     threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
     threads.append(threading.Thread(target=_keep, args=(shared, stop, settled), name=f"{station}-keep", daemon=True))
+    if settings.internal_port:
+        inside = _server(wrap(app, True), settings, inside=True)
+        listening = watched(lambda: _listen(inside))
+        threads.append(threading.Thread(target=listening, name=f"{station}-inside", daemon=True))
     # uvicorn raises the signal that ended it once more, when it has shut down: by its default SIGTERM would end us there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         service.start()
         for thread in threads:
             thread.start()
-        server.run()  # handles SIGTERM and SIGINT; returns when told to exit
+        _listen(server)  # handles SIGTERM and SIGINT; returns when told to exit
     except KeyboardInterrupt:
         pass
-    except SystemExit:  # uvicorn's way to say that it cannot listen; why, it has logged
-        fatal.append(Fatal(f"Cannot listen on {settings.host}:{settings.port}", "Is the port in use?"))
     except BaseException as error:
         fatal.append(error)
     for word in (signal.SIGINT, signal.SIGTERM):  # we are at it
@@ -167,6 +167,42 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     os._exit(code)  # a handler that hangs in a call of some library would keep the process for ever
 
 
+def _server(app: App, settings: Settings, *, inside: bool = False) -> uvicorn.Server:
+    """For all, or for insiders. Raises `Fatal` when certificate and key are not a pair that can be read."""
+    encrypted = not inside and (settings.tls_cert or settings.tls_key)
+    if encrypted:
+        try:
+            if not (settings.tls_cert and settings.tls_key):
+                raise ValueError("one of them is missing")
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+        except (OSError, ValueError) as error:
+            what = f"UNDERSTUDY_TLS_CERT and UNDERSTUDY_TLS_KEY are no certificate with its key: {error}"
+            raise Fatal(what, "Both name a PEM file that this process can read.") from error
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.internal_port if inside else settings.port,
+            lifespan="off" if inside else "on",
+            ssl_certfile=settings.tls_cert if encrypted else None,
+            ssl_keyfile=settings.tls_key if encrypted else None,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=75,
+        )
+    )
+
+
+def _listen(server: uvicorn.Server) -> None:
+    """Until told to exit. Raises `Fatal` when the port cannot be had."""
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way to say that it cannot listen; why, it has logged
+        raise Fatal(f"Cannot listen on {server.config.host}:{server.config.port}", "Is the port in use?") from None
+
+
 def _join(threads: Sequence[threading.Thread]) -> None:
     for thread in threads:
         if thread.ident:
@@ -179,7 +215,8 @@ def _app(station: Station, service: Service, settled: threading.Event, stop: thr
         yield
         stop.set()
 
-    app = FastAPI(title=f"understudy {station}", lifespan=lifespan)
+    # The pages that show an API bring scripts from elsewhere.
+    app = FastAPI(title=f"understudy {station}", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_errors(app)
     add_health(app, station, ready=lambda: service.ready() or (None if settled.is_set() else "reading the log"))
     app.include_router(service.router)

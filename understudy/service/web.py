@@ -1,8 +1,10 @@
-"""What every service's HTTP API has: /healthz, /readyz, /metrics, errors and lists in OpenAI's shape."""
+"""What every service's HTTP API has: /healthz, /readyz, /metrics, errors and lists in OpenAI's shape, and a guard that lets in
+only what the gateway passes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
@@ -12,8 +14,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from understudy.errors import Invalid, NotFound, Transient, UnderstudyError
+from understudy.service.doors import INTERNAL
+from understudy.service.token import HEADER, OWNER
 from understudy.terms import Station
 
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 Order = Literal["asc", "desc"]
 
@@ -103,3 +111,27 @@ def add_health(app: FastAPI, station: Station, ready: Callable[[], str | None]) 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def guarded(app: App, token: str) -> App:
+    """`app` for those who know the installation's token, that is for the gateway; probes and metrics for the whole platform.
+
+    On whose behalf the gateway asks is in `owner_of(request)`.
+    """
+    expected = token.encode()
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in INTERNAL:
+            said = dict(scope["headers"])
+            if not hmac.compare_digest(said.get(HEADER, b""), expected):
+                message = "Only the gateway may ask here. Are UNDERSTUDY_INTERNAL_TOKEN or the data folder the same for all services?"
+                await error_response(401, message, code="internal_token")(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return guard
+
+
+def owner_of(request: Request) -> str:
+    """The name of the key on whose behalf the gateway asks; empty where it asked for none."""
+    return request.headers.get(OWNER.decode(), "")

@@ -33,6 +33,17 @@ EXAMPLES: list[c.Message] = [
     c.ReportRequested(run="r", outcome="0" * 16, status="finished", plan=ARTIFACT, datasets=ARTIFACT),
     c.RunClosed(run="r", status="finished", outcome="0" * 16, report=ARTIFACT),
     c.Progress(run="r", station="trainer", item="v", step="training", done=1, total=2, figures={"loss": 0.5}, mark=1),
+    c.KeyMade(
+        key_id="abcdefgh",
+        name="anna",
+        secret_sha256="ab" * 32,
+        scopes=("inference", "read"),
+        expires=2e9,
+        requests_per_minute=60,
+        at_once=4,
+        by="admin",
+    ),
+    c.KeyEnded(key_id="abcdefgh", at=1.9e9, by="admin"),
     c.DeadLetter(run="r", topic="training-requested", station="trainer", reason="because", attempts=5, value="{}"),
 ]
 

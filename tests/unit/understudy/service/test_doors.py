@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from understudy.service.doors import DOORS, hot, passed_on
+from understudy.service.doors import DOORS, INTERNAL, door, family, hot, passed_on
 from understudy.terms import STATIONS
 
 
 def test_a_public_door_has_one_service_behind_it() -> None:
-    public = [door.family for door in DOORS if door.public]
+    public = [(door.family, door.part) for door in DOORS if door.public]
     assert len(public) == len(set(public))
     assert {door.station for door in DOORS} == set(STATIONS)
 
 
 def test_families_are_found_by_the_first_two_parts_of_a_path() -> None:
     """As the gateway looks them up; a completion by its whole path."""
-    for family in passed_on():
-        assert family == "/".join(f"{family}/more/of/it".split("/", 3)[:3])
+    assert all(family(f"{name}/more/of/it") == name for name in passed_on())
     assert all(door.family.startswith("/") and not door.family.endswith("/") for door in DOORS)
 
 
@@ -33,4 +32,34 @@ def test_only_public_families_of_others_are_passed_on() -> None:
 def test_completions_go_to_an_engine_and_everything_that_is_hot_is_inferences() -> None:
     assert {"/v1/chat/completions", "/v1/completions"} <= hot()
     assert {door.station for door in DOORS if door.hot} == {"inference"}
-    assert {door.scope for door in DOORS if door.hot} == {"inference"}
+    assert {door.change for door in DOORS if door.hot} == {"inference"}
+
+
+def test_what_a_key_needs_follows_from_path_and_method() -> None:
+    def needs(method: str, path: str) -> str | None:
+        found = door(path)
+        assert found
+        return found.needs(method)
+
+    assert needs("POST", "/v1/chat/completions") == "inference"
+    assert needs("POST", "/v1/runs") == needs("DELETE", "/v1/runs/r") == "jobs"
+    assert needs("GET", "/v1/runs/r/logs") == needs("GET", "/v1/files/f/content") == "read"
+    assert needs("GET", "/v1/models") is needs("GET", "/v1/models/owner/name") is None
+    assert needs("GET", "/v1/models/ft:base:r:v:00/files/adapter_model.safetensors") == "read"
+    assert needs("GET", "/v1/keys") == needs("POST", "/v1/keys") == "admin"
+
+
+def test_what_is_not_in_the_table_is_no_door() -> None:
+    closed = (
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/v1",
+        "/v1/runsx",
+        "//v1/runs",
+        "/v1/load_lora_adapter",
+        "/V1/runs",
+        *INTERNAL,
+    )
+    assert not any(map(door, closed))
+    assert door("/v1/chat/completions/more") is None
