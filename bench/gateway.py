@@ -68,7 +68,7 @@ def gateway(port: int, engine: str) -> None:
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
         raise NotImplementedError
 
-    app = Gateway(nothing, Routes(), {}, max_body=1 << 20, hold_seconds=1)
+    app = Gateway(nothing, Routes(), {}, "token", max_body=1 << 20, hold_seconds=1)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off")
 
 

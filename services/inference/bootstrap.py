@@ -38,7 +38,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
         lanes=(Inference(fleet, kernel.plans, settings.gate_tolerance).lane(),),
         router=router(fleet, kernel.store),
         wrap=lambda app, inside: Gateway(
-            app, fleet, families, max_body=settings.max_body, hold_seconds=settings.hold_seconds
+            app, fleet, families, kernel.token, max_body=settings.max_body, hold_seconds=settings.hold_seconds
         ),
         start=start,
         close=close,

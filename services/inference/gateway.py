@@ -21,6 +21,7 @@ from services.inference.meter import Family, Meter
 from services.inference.upstream import Exchange, Headers, Lost, Upstream
 from understudy.errors import NotFound, UnderstudyError
 from understudy.service.doors import hot
+from understudy.service.token import HEADER, OWNER
 from understudy.service.web import error_response
 
 COMPLETIONS = hot()
@@ -53,10 +54,18 @@ class Gateway:
     """ASGI application; `families` maps a path prefix to the URL of the service that has it."""
 
     def __init__(
-        self, app: App, routes: Routes, families: Mapping[str, tuple[str, str]], *, max_body: int, hold_seconds: float
+        self,
+        app: App,
+        routes: Routes,
+        families: Mapping[str, tuple[str, str]],
+        token: str,
+        *,
+        max_body: int,
+        hold_seconds: float,
     ) -> None:
         self._app, self._routes, self._families = app, routes, families
         self._max_body, self._hold = max_body, hold_seconds
+        self._token = (HEADER, token.encode())
         self._upstream = Upstream()
         self._metrics = {name: Family(name) for name in (*COMPLETIONS, *families, OWN)}
 
@@ -139,7 +148,8 @@ class Gateway:
         start = scope["method"].encode() + b" " + target
         began = False
         try:
-            exchange = await self._upstream.open(url, start, scope["headers"])
+            headers = [header for header in scope["headers"] if header[0] not in (HEADER, OWNER)]
+            exchange = await self._upstream.open(url, start, [*headers, self._token])
             feeder = asyncio.ensure_future(feed(exchange, receive))
             try:
                 await exchange.head()

@@ -28,6 +28,7 @@ from understudy.service.web import add_errors, add_health
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CHAT = "/v1/chat/completions"
+TOKEN = "the-token-of-this-installation"
 
 
 @asynccontextmanager
@@ -77,7 +78,7 @@ async def own(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def gateway(routes: Routes, hold: float = 5, **families: str) -> AsyncIterator[httpx.AsyncClient]:
     prefixes = {f"/v1/{name}": (name, url) for name, url in families.items()}
-    app = Gateway(own, routes, prefixes, max_body=10_000, hold_seconds=hold)
+    app = Gateway(own, routes, prefixes, TOKEN, max_body=10_000, hold_seconds=hold)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client:
         yield client
 
@@ -272,6 +273,7 @@ async def test_other_families_go_to_their_service_as_they_came() -> None:
     async with serving(echo("files")) as url, gateway(Routes(), files=url) as client:
         seen = (await client.get("/v1/files/a%2Fb?limit=2")).json()
         assert (seen["method"], seen["target"], seen["body"]) == ("GET", "/v1/files/a%2Fb?limit=2", "")
+        assert seen["headers"]["x-understudy-token"] == TOKEN
 
         async def pieces() -> AsyncIterator[bytes]:
             for _ in range(100):
@@ -296,7 +298,7 @@ async def test_the_service_as_it_is_built_passes_on_what_the_table_of_doors_says
         app.include_router(service.router)
         (lane,) = service.lanes
         assert (lane.group, list(lane.handlers)) == ("inference", [ServingRequested])
-        async with serving(service.wrap(app)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with serving(service.wrap(app, True)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
             for family, station in passed_on().items():
                 for path in (family, f"{family}/a%2Fb/c?limit=1"):
                     seen = (await client.get(path)).json()
