@@ -52,7 +52,7 @@ bench: $(STAMP) ## every claim as a ratio of two things measured in the same run
 	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m bench.$$name; done
 
 lock: $(STAMP) ## record the exact versions of this environment in constraints.txt
-	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm|understudy|-e|pip|uv|nvidia)' | grep -v ' @ ' > constraints.txt
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm.*|understudy|pip|uv|nvidia.*)==' | grep -v ' @ ' > constraints.txt
 
 clean: ## remove the environment and what runs left behind
 	rm -rf .venv .understudy
