@@ -39,14 +39,16 @@ def write(url: str, work: Path, rows: int, concurrency: int) -> None:
     from services.datagen.filters import Candidate
     from services.datagen.generate import Row, Writer
     from understudy.belt.contracts import Progress
+    from understudy.llm.providers import Provider
     from understudy.recipe import Generator
 
     def report(done: int, total: int, figures: dict[str, float]) -> Progress:
         return Progress(run="r", station="datagen", step="s", done=done, total=total, figures=figures)
 
-    generator = Generator(kind="llm", model="m", base_url=url, concurrency=concurrency, budget_usd=1000)
+    generator = Generator(kind="llm", model="m", concurrency=concurrency, budget_usd=1000)
     asked = [Row(f"{n:06}", Candidate(n, f"key{n}", question(n), "positive", "positive")) for n in range(rows)]
-    before, steps = time.process_time(), Writer(generator, LABELS, 17, work / "written.jsonl").write(asked, report)
+    writer = Writer(generator, Provider(url, None), LABELS, 17, work / "written.jsonl")
+    before, steps = time.process_time(), writer.write(asked, report)
     while True:
         try:
             next(steps)

@@ -11,13 +11,13 @@ Does not read data, load models, estimate, or know where plans lie (`store/plans
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from understudy.errors import Invalid
-from understudy.recipe import BASE, Dataset, Panel, Recipe, Training
+from understudy.recipe import BASE, OPENAI, Dataset, Panel, Recipe, Training
 from understudy.terms import Artifact, Frozen, Station
 
 FILE = "plan.json"
@@ -91,6 +91,8 @@ class Plan(Frozen):
     items: tuple[Item, ...]
     window: int = Field(default=WINDOW, ge=1)
     """Items on the belt at once; the others wait for their turn, so that other runs get theirs."""
+    needs: dict[Station, tuple[str, ...]] = Field(default_factory=dict)
+    """Features without which a station must not touch what is of the whole run."""
     parent: Artifact | None = None
     """The plan that this one adds to."""
 
@@ -149,6 +151,7 @@ def make(recipe: Recipe, resolve: Callable[[str], PlannedBase], window: int = WI
         bootstrap=recipe.evaluation.bootstrap,
         items=tuple(items),
         window=window,
+        needs=features_of_data(recipe.datasets.values()),
     )
 
 
@@ -166,6 +169,13 @@ def _places(bases: tuple[PlannedBase, ...]) -> list[str]:
                 "Where there are several bases, use names of up to 100 letters, digits and `._+-`.",
             )
     return [f"@{name}" for name in names]
+
+
+def features_of_data(datasets: Iterable[Dataset]) -> dict[Station, tuple[str, ...]]:
+    """What making these asks of a station beyond what every one has ever had."""
+    generators = [dataset.generator for dataset in datasets]
+    named = any(generator.kind == "llm" and generator.provider != OPENAI for generator in generators)
+    return {"datagen": ("providers",)} if named else {}
 
 
 def features(training: Training) -> dict[Station, tuple[str, ...]]:

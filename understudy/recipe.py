@@ -28,6 +28,8 @@ FILE_ID = re.compile(r"file-\w{1,80}")
 """An uploaded file, as a source."""
 HUB = "hf:"
 """Before the name of a data set on the Hugging Face hub, as a source."""
+OPENAI = "openai"
+"""The provider that is always there."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
 MAX_RECIPE_BYTES = 256 * 1024
 TASKS: dict[str, bool] = {"classify": True, "passthrough": False}
@@ -58,9 +60,11 @@ class Generator(Section):
 
     kind: Literal["template", "llm"] = "template"
     model: str | None = None
-    """Model name at the endpoint; needed when `kind: llm`."""
+    """Model name at the provider; needed when `kind: llm`."""
+    provider: Name = OPENAI
+    """Name of an endpoint that the operator of the service has set, see `llm/providers.py`."""
     base_url: str | None = None
-    """OpenAI-compatible endpoint; default: OPENAI_BASE_URL, else api.openai.com. OPENAI_API_KEY goes there and nowhere else."""
+    """No longer: an address that recipes named. Refused at the doors; a plan that still has one is never carried out with another."""
     budget_usd: float | None = Field(default=None, gt=0, le=1e9)
     """Stop before the estimated cost passes this."""
     usd_per_million_tokens: tuple[Price, Price] = (0.15, 0.60)
@@ -203,6 +207,11 @@ class Recipe(Section):
         for name, dataset in self.datasets.items():
             if dataset.task not in TASKS:
                 raise ValueError(f"datasets.{name}: there is no task `{dataset.task}`{nearest(dataset.task, TASKS)}")
+            if dataset.generator.base_url is not None:
+                raise ValueError(
+                    f"datasets.{name}.generator.base_url: recipes no longer name addresses; write `provider: NAME`, of a "
+                    "provider that the operator has set (UNDERSTUDY_PROVIDERS, or OPENAI_BASE_URL for `openai`)"
+                )
         if BASE in self.variants:
             raise ValueError(f"variants: `{BASE}` is the name of the untouched base model; choose another")
         used = [(f"variants.{name}", data) for name, v in self.variants.items() for s in v.stages() for data in s]

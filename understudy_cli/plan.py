@@ -214,7 +214,7 @@ def _llm(looked: Looked, seed: int) -> dict[str, Any]:
     asked = looked.wanted.task.asked
     assert asked
     generator = asked.generator
-    about: dict[str, Any] = {"dataset": looked.wanted.name, "model": generator.model}
+    about: dict[str, Any] = {"dataset": looked.wanted.name, "provider": generator.provider, "model": generator.model}
     if looked.unknown:
         return about | {"unknown": looked.unknown, "budget_usd": generator.budget_usd}
     rows = sum(looked.splits.values())

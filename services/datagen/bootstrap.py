@@ -10,6 +10,8 @@ from services.datagen.pools import Pools
 from services.datagen.runs import Desk
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Sources
+from services.datagen.tasks.task import Models
+from understudy.llm.providers import Providers
 from understudy.service.host import Kernel, Service
 
 
@@ -17,7 +19,7 @@ def build(settings: DatagenSettings, kernel: Kernel) -> Service:
     """The service on the kernel."""
     sources = Sources(kernel.store, max_bytes=settings.max_source_bytes, max_line=settings.max_field_bytes)
     pools = Pools(sources, max_text_chars=settings.max_text_chars, max_labels=settings.max_labels)
-    builder = Builder(settings.work("datagen"), llm_tries=settings.llm_tries)
+    builder = Builder(settings.work("datagen"), Models(Providers(settings.providers), settings.llm_tries))
     datagen = Datagen(kernel.store, kernel.plans, pools, builder)
     files = Files(kernel.store, max_bytes=settings.max_upload_bytes)
     return Service(

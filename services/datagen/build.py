@@ -16,7 +16,7 @@ from services.datagen.filters import Candidate, reasons
 from services.datagen.pace import Say
 from services.datagen.pools import Pool
 from services.datagen.splits import choose_rest
-from services.datagen.tasks.task import Made, Order
+from services.datagen.tasks.task import Made, Models, Order
 from understudy.belt.contracts import Progress
 from understudy.belt.scratch import forget, take_up
 from understudy.errors import Invalid
@@ -34,7 +34,7 @@ class Builder:
     """
 
     work: Path
-    llm_tries: int
+    models: Models
 
     def build(
         self, run: str, pool: Pool, held_out: frozenset[str], seed: int, say: Say
@@ -49,7 +49,7 @@ class Builder:
             splits["validation"], splits["train"] = choose_rest(pool.candidates, asked, held_out, seed)
         chosen = [candidate for split in splits.values() for candidate in split]
         work, order = take_up(self.work, run, name), Order(name, pool.wanted.source, pool.labels, seed)
-        made = yield from pool.wanted.task.make(order, chosen, work, self.llm_tries, say)
+        made = yield from pool.wanted.task.make(order, chosen, work, self.models, say)
 
         examples = {
             split: [each for row in picked for each in _examples(made, row)] for split, picked in splits.items()

@@ -2,13 +2,12 @@
 
 An answer that does not pass the checks is sent back with the reason, a bounded number of times, then the row is rejected.
 When the budget does not cover the next request in the worst case, the remaining rows are rejected with that reason; rows
-are asked for in the order given, so put first what matters most. The operator's key goes to the operator's endpoint and
-nowhere else. Does not know splits, prompts (`instructions.py`), or how many are asked and kept (`llm/ask.py`).
+are asked for in the order given, so put first what matters most. Does not know splits, prompts (`instructions.py`), which
+providers there are (`llm/providers.py`), or how many are asked and kept (`llm/ask.py`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from understudy.belt.contracts import Progress
 from understudy.llm.answers import Completion
 from understudy.llm.ask import Enough, Log, Tally, ask
 from understudy.llm.chat import HELLO, ChatClient, Refused, Unanswered
+from understudy.llm.providers import Provider
 from understudy.records import Turn, resume_jsonl
 from understudy.terms import Frozen
 
@@ -38,7 +38,6 @@ UNDER_WAY = " under way"
 """After the id of a row in the line that says what it may have cost at most by then, until it has a line of its own."""
 STOPPED = "budget"
 """Id of the line that says that the budget ended here, so that a resumed job ends at the same row."""
-OPENAI = "https://api.openai.com/v1"
 
 
 class Written(Frozen):
@@ -70,6 +69,7 @@ class Writer:
     """Writes the instructions of one dataset."""
 
     generator: recipe.Generator
+    provider: Provider
     labels: Sequence[str]
     seed: int
     work: Path
@@ -95,10 +95,7 @@ class Writer:
         return [log.lines.get(row.id) or Written(id=row.id, reason=stopped) for row in rows]
 
     def _connect(self, concurrency: int) -> ChatClient:
-        operators = os.environ.get("OPENAI_BASE_URL") or OPENAI
-        url = self.generator.base_url or operators
-        key = os.environ.get("OPENAI_API_KEY") if url.rstrip("/") == operators.rstrip("/") else None
-        return ChatClient(url, key, concurrency=concurrency)
+        return ChatClient(self.provider.url, self.provider.key, concurrency=concurrency)
 
 
 @dataclass

@@ -13,13 +13,15 @@ from services.datagen.pools import Pools
 from services.datagen.tasks import wanted
 from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
 from understudy.belt.delivery import Lane
-from understudy.errors import disk_full
+from understudy.errors import Unsupported, disk_full
 from understudy.plan import Plan
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans, put_datasets
 from understudy.terms import Artifact
 
+HAS = frozenset(("providers",))
+"""Features that this station has and not every one of its versions."""
 SIDE_BY_SIDE = 4
 """Runs whose datasets are made at once: a language model is waited for most of the time."""
 
@@ -52,9 +54,13 @@ class Datagen:
         yield DatasetsMade.answering(request, plan=request.plan, datasets=datasets)
 
     def _datasets(self, request: RunRequested, plan: Plan) -> Generator[Message, None, dict[str, Artifact]]:
+        if lacking := set(plan.needs.get("datagen", ())) - HAS:
+            raise Unsupported(f"Run {request.run} needs {', '.join(sorted(lacking))}", "Upgrade this replica.")
         run, names = request.run, [each.name for each in wanted(plan)]
         made = {name: there for name in names if (there := self.store.find(keys.dataset(run, name)))}
         if len(made) < len(names):
+            for dataset in plan.datasets.values():
+                self.builder.models.check(dataset.generator)  # before hours of reading
             say, pools = _Telling(request), []
             for each in wanted(plan):
                 pools.append((yield from self.pools.read(each, plan.seed, say)))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
+from understudy.llm.providers import Endpoints
 from understudy.plan import WINDOW
 from understudy.settings import Settings
 
 
 class DatagenSettings(Settings):
     """Bounds of what datagen accepts: everything a user can send has one."""
+
+    model_config = SettingsConfigDict(
+        hide_input_in_errors=True
+    )  # a key may have been pasted where its variable's name belongs
 
     max_upload_bytes: int = Field(default=512 * 1024**2, gt=0)
     """Of one uploaded file."""
@@ -24,5 +30,7 @@ class DatagenSettings(Settings):
     window: int = Field(default=WINDOW, ge=1, le=1000)
     """Items of one run on the belt at once, for runs that begin now. More keep more trainers busy; another run's first item
     waits behind at most so many."""
+    providers: Endpoints = Field(default_factory=dict)
+    """Endpoints that recipes may name besides `openai`."""
     llm_tries: int = Field(default=3, ge=1)
     """Requests per row until the model's answer passes the checks."""

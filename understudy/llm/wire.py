@@ -51,7 +51,7 @@ class Wire:
 
     def __init__(self, url: str, api_key: str, timeout: float) -> None:
         """Raises `Invalid` when `url` is no HTTP address; `timeout` is in seconds, for each request."""
-        parts = _address(url)
+        parts = address(url)
         self._url, self._timeout, self._secure = url, timeout, parts.scheme == "https"
         self._proxy = None if proxy_bypass(parts.hostname or "") else _proxy(parts.scheme)
         self._headers = {
@@ -116,10 +116,11 @@ def _says(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def _address(url: str) -> SplitResult:
+def address(url: str) -> SplitResult:
+    """The parts of an endpoint's address; raises `Invalid` when it is not one, or has more than scheme, host, port and path."""
     try:
         parts = urlsplit(url)
-        more = parts.query or parts.fragment or "@" in url
+        more = any(mark in url for mark in "?#@\\") or not url.isprintable() or " " in url
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not more:
             parts.hostname.encode("idna")
             return parts

@@ -14,7 +14,7 @@ from services.datagen import instructions
 from services.datagen.filters import MAX_REJECTED_CHARS, Candidate, Read, Reject, clean, reasons
 from services.datagen.generate import Row, Writer
 from services.datagen.pace import Say
-from services.datagen.tasks.task import Asked, Made, Order, Seen, Task, one_each
+from services.datagen.tasks.task import Asked, Made, Models, Order, Seen, Task, one_each
 from services.datagen.templates import chance, instruct
 from understudy.belt.contracts import Progress
 from understudy.errors import Invalid
@@ -79,10 +79,10 @@ class Classify:
         return tuple(labels)
 
     def make(
-        self, order: Order, chosen: Sequence[Candidate], work: Path, tries: int, say: Say
+        self, order: Order, chosen: Sequence[Candidate], work: Path, models: Models, say: Say
     ) -> Generator[Progress, None, Made]:
         if self.asked:
-            return self._ask(order, chosen, work, tries, say)
+            return self._ask(order, chosen, work, models, say)
         return one_each(order, chosen, lambda candidate: _templated(candidate, order), say)
 
     def foretell(self, candidate: Candidate, order: Order) -> tuple[str, str]:
@@ -90,11 +90,12 @@ class Classify:
         return prompt, candidate.answer
 
     def _ask(
-        self, order: Order, chosen: Sequence[Candidate], work: Path, tries: int, say: Say
+        self, order: Order, chosen: Sequence[Candidate], work: Path, models: Models, say: Say
     ) -> Generator[Progress, None, Made]:
         """Examples whose instructions a language model writes, before or after the text."""
         generator = self.dataset.generator
-        writer = Writer(generator, order.labels, order.seed, work / "written.jsonl", tries)
+        provider = models.providers.of(generator)
+        writer = Writer(generator, provider, order.labels, order.seed, work / "written.jsonl", models.tries)
         written = yield from writer.write(
             [Row(candidate.id(order.dataset), candidate) for candidate in chosen],
             lambda done, total, figures: say(

@@ -2,7 +2,7 @@
 
     sieve = Sieve(task.read, max_chars)                                  # sorts source.rows(*task.columns)
     labels = task.classes(Seen(where, candidates, rejected, whole), 100)
-    made = yield from task.make(Order(...), chosen, folder, tries, say)  # of the candidates that splits were given
+    made = yield from task.make(Order(...), chosen, folder, models, say)  # of the candidates that splits were given
 
 Reads no source, chooses no rows, writes no files. Holds no task but the one without a thought of its own, `Verbatim`.
 """
@@ -18,6 +18,7 @@ from services.datagen.filters import Candidate, Read
 from services.datagen.pace import Say, paced
 from understudy import recipe
 from understudy.belt.contracts import Progress
+from understudy.llm.providers import Providers
 from understudy.records import Example, Provenance, Rejected, Turn
 
 Made = dict[int, tuple[Example, ...] | Rejected]
@@ -67,6 +68,19 @@ class Asked(NamedTuple):
     """Of an answer."""
 
 
+class Models(NamedTuple):
+    """The language models that may be asked."""
+
+    providers: Providers
+    tries: int
+    """Requests for a row until an answer is usable."""
+
+    def check(self, generator: recipe.Generator) -> None:
+        """Raises `Invalid` when it asks a model that cannot be asked."""
+        if generator.kind == "llm":
+            self.providers.of(generator)
+
+
 class Task(Protocol):
     """One dataset's task. Its module has `task(dataset)`, which makes it from what the recipe says."""
 
@@ -89,12 +103,9 @@ class Task(Protocol):
         """
 
     def make(
-        self, order: Order, chosen: Sequence[Candidate], work: Path, tries: int, say: Say
+        self, order: Order, chosen: Sequence[Candidate], work: Path, models: Models, say: Say
     ) -> Generator[Progress, None, Made]:
-        """The examples of each chosen row. What is paid for is kept in the folder `work`, which need not exist yet.
-
-        `tries`: how often a language model is asked for a row until its answer is usable.
-        """
+        """The examples of each chosen row. What is paid for is kept in the folder `work`, which need not exist yet."""
 
     def foretell(self, candidate: Candidate, order: Order) -> tuple[str, str]:
         """(what the user says, the answer) of a row's example; about, where a language model would have to be asked."""
@@ -114,7 +125,7 @@ class Verbatim:
         return ()
 
     def make(
-        self, order: Order, chosen: Sequence[Candidate], work: Path, tries: int, say: Say
+        self, order: Order, chosen: Sequence[Candidate], work: Path, models: Models, say: Say
     ) -> Generator[Progress, None, Made]:
         return one_each(order, chosen, lambda candidate: (candidate.text, self.generator), say)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,22 @@ from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 
 from services.datagen.build import Builder
+from services.datagen.files import Files
 from services.datagen.filters import Candidate
 from services.datagen.generate import Row, Writer, Written
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
+from services.datagen.tasks.task import Models
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import DatasetsMade, Progress, RunRequested, decode
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Loop
-from understudy.errors import Invalid, Transient
+from understudy.errors import Invalid, Transient, Unsupported
+from understudy.llm.providers import Endpoint as Named
+from understudy.llm.providers import Provider, Providers
 from understudy.plan import Plan, PlannedBase, make
 from understudy.recipe import Generator, parse
 from understudy.records import SPLITS, Example, Rejected, read_jsonl
@@ -136,7 +141,8 @@ def rows(count: int) -> list[Row]:
 
 
 def writer(endpoint: Endpoint, work: Path, **more: Any) -> Writer:
-    return Writer(Generator(kind="llm", model="m", base_url=endpoint.url, **more), LABELS, 17, work / "written.jsonl")
+    generator = Generator(kind="llm", model="m", **more)
+    return Writer(generator, Provider(endpoint.url, None), LABELS, 17, work / "written.jsonl")
 
 
 def report(done: int, total: int, figures: dict[str, float]) -> Progress:
@@ -219,19 +225,6 @@ def test_what_was_paid_for_rows_that_are_cut_short_counts_against_the_budget(
     endpoint.answers = float("inf")
     _, said = run(writer(endpoint, tmp_path, budget_usd=1), rows(1))
     assert said[-1].figures["cost_usd"] == pytest.approx(2 * USD + endpoint.worst("text 0", turn=1))
-
-
-def test_the_operators_key_goes_to_the_operators_endpoint_and_nowhere_else(
-    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-operator")
-    monkeypatch.setenv("OPENAI_BASE_URL", "https://model.example/v1")
-    run(writer(endpoint, tmp_path / "strangers"), rows(1))
-    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url + "/")
-    run(writer(endpoint, tmp_path / "named"), rows(1))
-    own = Writer(Generator(kind="llm", model="m"), LABELS, 17, tmp_path / "own.jsonl")
-    run(own, rows(1))
-    assert endpoint.keys == [None, "Bearer sk-operator", "Bearer sk-operator"]
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +416,7 @@ def test_cancelled_on_the_belt_all_requests_end_within_two_seconds_and_the_next_
     bus, store, stop = EmbeddedBus(tmp_path / "bus"), local_store(tmp_path), threading.Event()
     control = Control()
     reader = Reader(bus, [control])
-    loop = Loop(bus, datagen(tmp_path, store).lane(), control, ready=reader.caught_up.wait, stop=stop)
+    loop = Loop(bus, datagen(endpoint, tmp_path, store).lane(), control, ready=reader.caught_up.wait, stop=stop)
     threads = [threading.Thread(target=loop.run), threading.Thread(target=reader.follow, args=(stop,))]
 
     def made() -> set[tuple[str, int]]:
@@ -433,12 +426,12 @@ def test_cancelled_on_the_belt_all_requests_end_within_two_seconds_and_the_next_
     for thread in threads:
         thread.start()
     try:
-        asking = plan(endpoint, tmp_path)
+        asking = plan(store)
         requests.begin(bus, store, "asking", asking)
         until(lambda: endpoint.waiting == 16)
         others = {f"other-{n}" for n in range(3)}
         for name in others:
-            requests.begin(bus, store, name, plan(endpoint, tmp_path, kind="template"))
+            requests.begin(bus, store, name, plan(store, kind="template"))
         until(lambda: made() == {(name, 1) for name in others})
         assert endpoint.waiting == 16, "what is slow holds up nobody"
 
@@ -458,22 +451,22 @@ def test_cancelled_on_the_belt_all_requests_end_within_two_seconds_and_the_next_
     assert [endpoint.asked[text] for text in kept] == [1] * 10
 
 
-def datagen(folder: Path, store: ArtifactStore) -> Datagen:
+def datagen(endpoint: Endpoint, folder: Path, store: ArtifactStore) -> Datagen:
     pools = Pools(Sources(store, max_bytes=1 << 20), max_text_chars=500, max_labels=5)
-    return Datagen(store, Plans(store), pools, Builder(folder / "work" / "datagen" / "0", llm_tries=3))
+    providers = Providers({"local": Named(base_url=endpoint.url)})
+    return Datagen(store, Plans(store), pools, Builder(folder / "work" / "datagen" / "0", Models(providers, tries=3)))
 
 
-def plan(endpoint: Endpoint, folder: Path, kind: str = "llm") -> Plan:
+def plan(store: ArtifactStore, **generator: Any) -> Plan:
     """Of forty rows, `text 0` and so on, each label in turn."""
-    if not (folder / "t.csv").exists():
-        (folder / "t.csv").write_text("text,label\n" + "".join(f"text {n},{LABELS[n % 2]}\n" for n in range(40)))
+    table = "text,label\n" + "".join(f"text {n},{LABELS[n % 2]}\n" for n in range(40))
     dataset = {
-        "source": str(folder / "t.csv"),
-        "generator": {"kind": kind, "model": "m", "base_url": endpoint.url},
+        "source": Files(store, max_bytes=10_000).add("t.csv", io.BytesIO(table.encode()), "fine-tune").id,
+        "generator": {"kind": "llm", "model": "m", "provider": "local"} | generator,
         "rows": {"train": 20, "validation": 10, "test": 10},
     }
-    asked = parse({"datasets": {"d": dataset}}, "the test")
-    return make(asked, lambda base: PlannedBase(name=base, reference=base))
+    recipe = parse({"datasets": {"d": dataset}}, "the test")
+    return make(recipe, lambda base: PlannedBase(name=base, reference=base))
 
 
 def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason(
@@ -481,8 +474,7 @@ def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason
 ) -> None:
     endpoint.faults = {"text 7": ["no"] * 3}
     store = local_store(tmp_path)
-    asked = RunRequested(run="r", plan=put_plan(store, "r", plan(endpoint, tmp_path)), name="r", items=2)
-    (output,) = drain(datagen(tmp_path, store).make(asked))
+    (output,) = drain(datagen(endpoint, tmp_path, store).make(asked(store, "r", plan(store))))
     assert isinstance(output, DatasetsMade)
     folder = store.fetch(Plans(store).datasets(output.datasets)["d"])
     made = [row for split in SPLITS for row in read_jsonl(folder / f"{split}.jsonl", Example)]
@@ -495,3 +487,64 @@ def test_a_dataset_is_written_by_the_model_and_bad_rows_are_kept_with_the_reason
     assert (lost.row, lost.content) == (7, "text 7")
     assert lost.reason.startswith("no usable instruction after 3 tries")
     assert not list((tmp_path / "work" / "datagen" / "0").iterdir()), "what was paid for is in the store now"
+
+
+def test_the_key_of_a_provider_goes_to_its_address_and_no_other_does(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`openai` is asked where OPENAI_BASE_URL says, with its key; `local` where the setting says, with its own or none."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.setenv("LOCAL_API_KEY", "sk-local")
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url + "/")
+    store, named = (
+        local_store(tmp_path),
+        {"local": Named(base_url=endpoint.url), "keyed": Named(base_url=endpoint.url, key="LOCAL_API_KEY")},
+    )
+    station = datagen(endpoint, tmp_path, store)
+    station = replace(station, builder=replace(station.builder, models=Models(Providers(named), tries=3)))
+    for name in ("openai", "local", "keyed"):
+        endpoint.keys.clear()
+        drain(station.make(asked(store, name, plan(store, provider=name))))
+        assert set(endpoint.keys) == {{"openai": "Bearer sk-openai", "local": None, "keyed": "Bearer sk-local"}[name]}
+
+
+def asked(store: ArtifactStore, run: str, planned: Plan) -> RunRequested:
+    return RunRequested(run=run, plan=put_plan(store, run, planned), name="r", items=2)
+
+
+@pytest.mark.parametrize(
+    ("generator", "said"),
+    [
+        ({"provider": "locl"}, r"no provider `locl` \(did you mean `local`\?\)"),
+        ({"provider": "gone"}, r"no provider `gone` \(known: local, openai\)"),
+        (
+            {"base_url": "http://10.0.0.1/v1", "provider": "openai"},
+            "an address that the recipe named.*`provider: NAME`",
+        ),
+    ],
+)
+def test_no_other_endpoint_is_asked_in_the_place_of_one_that_cannot_be(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: dict[str, Any], said: str
+) -> None:
+    """A plan of the time when recipes named addresses is read, and refused once, before anything is read."""
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    store = local_store(tmp_path)
+    old = plan(store)
+    dataset = old.datasets["d"]
+    dataset = dataset.model_copy(update={"generator": dataset.generator.model_copy(update=generator)})
+    request = asked(store, "r", old.model_copy(update={"datasets": {"d": dataset}}))
+    with pytest.raises(Invalid, match=said):
+        drain(datagen(endpoint, tmp_path, store).make(request))
+    assert not endpoint.asked
+    harmless = dataset.model_copy(update={"generator": dataset.generator.model_copy(update={"kind": "template"})})
+    request = asked(store, "templates", old.model_copy(update={"datasets": {"d": harmless}}))
+    assert drain(datagen(endpoint, tmp_path, store).make(request)), "nobody would be asked there"
+
+
+def test_a_plan_that_needs_more_than_this_version_has_is_left(endpoint: Endpoint, tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    assert plan(store).needs == {"datagen": ("providers",)}
+    assert plan(store, provider="openai").needs == plan(store, kind="template").needs == {}
+    newer = plan(store).model_copy(update={"needs": {"datagen": ("providers", "judges")}})
+    with pytest.raises(Unsupported, match="needs judges"):
+        drain(datagen(endpoint, tmp_path, store).make(asked(store, "r", newer)))

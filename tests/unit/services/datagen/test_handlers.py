@@ -16,8 +16,10 @@ from services.datagen.build import Builder
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
+from services.datagen.tasks.task import Models
 from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
 from understudy.errors import Fatal, Invalid
+from understudy.llm.providers import Providers
 from understudy.plan import Item, Plan, PlannedBase, make
 from understudy.recipe import Panel, Recipe, parse
 from understudy.records import DatasetCard, Example, Rejected, read_json, read_jsonl
@@ -30,7 +32,7 @@ from understudy.testing import drain, local_store
 def station(folder: Path) -> tuple[Datagen, FsspecArtifactStore]:
     store = local_store(folder)
     pools = Pools(Sources(store, max_bytes=1 << 30), max_text_chars=5000, max_labels=20)
-    return Datagen(store, Plans(store), pools, Builder(folder / "work", llm_tries=3)), store
+    return Datagen(store, Plans(store), pools, Builder(folder / "work", Models(Providers(), tries=3))), store
 
 
 def table(path: Path, rows: list[tuple[str, Any]], header: tuple[str, str] = ("text", "label")) -> str:

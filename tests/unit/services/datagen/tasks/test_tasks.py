@@ -18,9 +18,10 @@ from services.datagen.pace import Say
 from services.datagen.pools import Pools
 from services.datagen.sources import Sources
 from services.datagen.tasks import Wanted, wanted
-from services.datagen.tasks.task import Made, Order, Seen, one_each
+from services.datagen.tasks.task import Made, Models, Order, Seen, one_each
 from understudy.belt.contracts import Progress
 from understudy.errors import Unsupported
+from understudy.llm.providers import Providers
 from understudy.plan import Plan, PlannedBase
 from understudy.recipe import TASKS, Dataset, Panel, Rows
 from understudy.records import DatasetCard, Example, Rejected, read_json, read_jsonl
@@ -69,7 +70,7 @@ class Echo:
         return ()
 
     def make(
-        self, order: Order, chosen: Sequence[Candidate], work: Path, tries: int, say: Say
+        self, order: Order, chosen: Sequence[Candidate], work: Path, models: Models, say: Say
     ) -> Generator[Progress, None, Made]:
         made = yield from one_each(order, chosen, lambda candidate: (f"Say {candidate.text}", "echo"), say)
         for row in made:
@@ -110,7 +111,7 @@ def test_a_new_task_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest
     pools.check(asked)
     pool = drained(pools.read(asked, 17, say), said)
     held_out = frozenset(row.key for row in pool.test)
-    folder = drained(Builder(tmp_path / "work", 3).build("r", pool, held_out, 17, say), said)
+    folder = drained(Builder(tmp_path / "work", Models(Providers(), 3)).build("r", pool, held_out, 17, say), said)
 
     assert (said[-1].done, said[-1].total) == (36, 40), "rows, however many examples they gave"
     card = read_json(folder / "card.json", DatasetCard)
