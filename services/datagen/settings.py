@@ -19,10 +19,10 @@ class DatagenSettings(Settings):
 
     max_upload_bytes: int = Field(default=512 * 1024**2, gt=0)
     """Of one uploaded file."""
-    max_source_bytes: int = Field(default=2 * 1024**3, gt=0)
-    """Of one source table, on disk and, for Parquet, unpacked."""
+    max_source_bytes: int = Field(default=512 * 1024**2, gt=0)
+    """Of one source table, on disk and, for Parquet, unpacked. Its usable rows are held in memory, of four runs at once."""
     max_field_bytes: int = Field(default=1024**2, gt=0)
-    """Of one line of text: longer means that the file is not what its name says."""
+    """Of one line of text, or one row of a Parquet file or JSON array: longer means that the file is not what its name says."""
     max_text_chars: int = Field(default=20_000, gt=0)
     """Of one text or answer; longer rows are rejected, never cut."""
     max_labels: int = Field(default=100, ge=2)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from services.datagen.tables import Reader, Table, read_csv, read_json, read_jsonl, read_parquet
+from services.datagen.jsonarray import read_json
+from services.datagen.parquet import read_parquet
+from services.datagen.tables import Reader, Table, read_csv, read_jsonl
 from understudy.errors import Invalid, Transient
 from understudy.hints import meant
 from understudy.interrupt import awaited
@@ -30,6 +32,8 @@ READERS: dict[str, Reader] = {
     ".json": read_json,
     ".parquet": read_parquet,
 }
+SHOWN = 30
+"""Columns named in an error."""
 T = TypeVar("T")
 
 
@@ -59,14 +63,14 @@ class Source:
         if missing := [column for column in required if column not in there]:
             raise Invalid(
                 f"{self.name} has no column {' or '.join(f'`{column}`' for column in missing)}",
-                f"It has {', '.join(f'`{column}`' for column in there) or 'no columns at all'}"
+                f"It has {', '.join(f'`{column}`' for column in there[:SHOWN]) or 'no columns at all'}"
                 f"{meant(missing[0], there)}. Name yours under `columns:` in the recipe.",
             )
         return self._rows([*required, *optional])
 
     def _rows(self, columns: Sequence[str]) -> Iterator[Row]:
         number = -1
-        for number, values in enumerate(self.table.rows):
+        for number, values in enumerate(self.table.rows(columns)):
             yield Row(number, {column: _text(values.get(column)) for column in columns})
         if number < 0:
             raise Invalid(f"{self.name} has no rows", "It needs a row for every example.")
@@ -98,7 +102,7 @@ class Sources:
                 f"{name} has {size:,} bytes, more than the {self.max_bytes:,} allowed",
                 "Split it into several datasets.",
             )
-        return Source(name, READERS[suffix](path, name, self.max_bytes if suffix == ".parquet" else self.max_line))
+        return Source(name, READERS[suffix](path, name, self.max_line, self.max_bytes))
 
     def _uploaded(self, file_id: str) -> tuple[Path, str]:
         artifact = self.store.find(keys.file(file_id))
@@ -135,7 +139,11 @@ def _hub(name: str) -> Table:
         raise Invalid(
             f"`{HUB}{name}` has the splits {', '.join(splits)} but no `train`", "Download the one you want as Parquet."
         )
-    return Table(tuple(splits[split].column_names), iter(splits[split]))
+    rows = splits[split]
+    return Table(
+        tuple(rows.column_names),
+        lambda wanted: iter(rows.select_columns([name for name in rows.column_names if name in wanted])),
+    )
 
 
 def _text(value: object) -> str:

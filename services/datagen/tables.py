@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from understudy.errors import Invalid
 
 PEEK = 100
 """JSON rows looked at to learn the column names."""
-MAX_JSON_ARRAY = 256 * 1024**2
-"""A JSON array is read whole, so it has a bound of its own."""
+MAX_COLUMNS = 10_000
 
 Values = Mapping[str, object]
 
@@ -30,14 +29,15 @@ class Table:
     """Columns and rows of one file."""
 
     columns: tuple[str, ...]
-    rows: Iterator[Values]
+    rows: Callable[[Collection[str]], Iterator[Values]]
+    """The rows, once, with these columns at least: what nobody needs costs nothing where the format allows that."""
 
 
-Reader = Callable[[Path, str, int], Table]
-"""(file, its name in errors, bound) -> table. The bound is bytes per line, for Parquet bytes in all."""
+Reader = Callable[[Path, str, int, int], Table]
+"""(file, its name in errors, bytes that a row may have, bytes that all rows may have) -> table."""
 
 
-def read_csv(path: Path, name: str, max_line: int) -> Table:
+def read_csv(path: Path, name: str, max_line: int, max_bytes: int) -> Table:
     """Comma-, semicolon- or tab-separated values with a header line, RFC 4180 quoting.
 
     The separator is the one the header line has most of, a comma if it has none.
@@ -70,10 +70,10 @@ def read_csv(path: Path, name: str, max_line: int) -> Table:
         raise Invalid(f"{name}:1 is not a valid CSV header: {error}", "Check the quotes in the first line.") from None
     if len(set(columns)) != len(columns):
         raise Invalid(f"{name} has two columns of the same name: {', '.join(columns)}", "Rename one of them.")
-    return Table(columns, rows())
+    return Table(columns, lambda wanted: rows())
 
 
-def read_jsonl(path: Path, name: str, max_line: int) -> Table:
+def read_jsonl(path: Path, name: str, max_line: int, max_bytes: int) -> Table:
     """One JSON object per line; blank lines are skipped."""
 
     def rows() -> Iterator[Values]:
@@ -81,63 +81,7 @@ def read_jsonl(path: Path, name: str, max_line: int) -> Table:
             if line.strip():
                 yield _object(line, f"{name}:{number}")
 
-    return _peeked(rows())
-
-
-def read_json(path: Path, name: str, max_line: int) -> Table:
-    """A JSON array of objects; a file that does not start with `[` is read as JSON lines."""
-    with path.open("rb") as file:
-        start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
-        return read_jsonl(path, name, max_line)
-    if path.stat().st_size > MAX_JSON_ARRAY:
-        raise Invalid(
-            f"{name} is a JSON array of more than {MAX_JSON_ARRAY // 1024**2} MiB",
-            "Write it as JSONL, one object per line.",
-        )
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise Invalid(
-            f"{name}:{error.lineno} is not valid JSON: {error.msg} (column {error.colno})", "Is the file complete?"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise _not_utf8(name, error.start) from None
-    except (RecursionError, ValueError) as error:
-        raise Invalid(f"{name} is not JSON that can be read: {error}") from None
-
-    def objects() -> Iterator[Values]:
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise Invalid(
-                    f"{name}: item {number} of the array is not an object", "Every row must be {column: value}."
-                )
-            yield row
-
-    return _peeked(objects())
-
-
-def read_parquet(path: Path, name: str, max_bytes: int) -> Table:
-    """Apache Parquet; nested columns arrive as Python lists and dicts."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise Invalid(f"{name} is not a readable Parquet file: {_one_line(error)}", "Is the file complete?") from None
-    unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
-    if unpacked > max_bytes:
-        raise Invalid(f"{name} unpacks to {unpacked:,} bytes, more than the {max_bytes:,} allowed", "Split it.")
-
-    def rows() -> Iterator[Values]:
-        try:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise Invalid(f"{name} is a damaged Parquet file: {_one_line(error)}", "Write it again.") from None
-
-    return Table(tuple(file.schema_arrow.names), rows())
+    return peeked(rows, name)
 
 
 def _lines(path: Path, name: str, max_line: int) -> Iterator[str]:
@@ -153,11 +97,11 @@ def _lines(path: Path, name: str, max_line: int) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise _not_utf8(f"{name}:{number}", offset + error.start) from None
+                raise not_utf8(f"{name}:{number}", offset + error.start) from None
             offset += len(line)
 
 
-def _not_utf8(where: str, byte: int) -> Invalid:
+def not_utf8(where: str, byte: int) -> Invalid:
     return Invalid(
         f"{where} is not UTF-8 text (byte {byte:,} of the file)",
         "Save it as UTF-8 (in a spreadsheet: `CSV UTF-8`), or convert it: `iconv -f WINDOWS-1252 -t UTF-8`.",
@@ -179,11 +123,11 @@ def _object(line: str, where: str) -> Values:
     return row
 
 
-def _peeked(rows: Iterator[Values]) -> Table:
-    first = list(itertools.islice(rows, PEEK))
-    columns = dict.fromkeys(key for row in first for key in row)
-    return Table(tuple(columns), itertools.chain(first, rows))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def peeked(read: Callable[[], Iterator[Values]], name: str) -> Table:
+    """A table whose columns are those of its first rows; `read` begins anew each time."""
+    columns: dict[str, None] = {}
+    for row in itertools.islice(read(), PEEK):
+        columns.update(dict.fromkeys(row))
+        if len(columns) > MAX_COLUMNS:
+            raise Invalid(f"{name} has more than {MAX_COLUMNS:,} columns", "Every row must be {column: value}.")
+    return Table(tuple(columns), lambda wanted: read())

@@ -114,8 +114,9 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
         small.open(write(tmp_path / "t.csv", "text\nabcdef"))
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 5000]}), tmp_path / "t.parquet", compression="zstd")
     packed = (tmp_path / "t.parquet").stat().st_size
+    source = Sources(local_store(tmp_path), max_bytes=packed + 1).open(str(tmp_path / "t.parquet"))
     with pytest.raises(Invalid, match="unpacks to"):
-        Sources(local_store(tmp_path), max_bytes=packed + 1).open(str(tmp_path / "t.parquet"))
+        list(source.rows(["text"]))
 
 
 def test_a_missing_file_is_named_and_nothing_that_lies_beside_it(tmp_path: Path, sources: Sources) -> None:
