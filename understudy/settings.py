@@ -18,7 +18,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 class Settings(BaseSettings):
     """What a service needs to find the others."""
 
-    model_config = SettingsConfigDict(env_prefix="UNDERSTUDY_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="UNDERSTUDY_",
+        env_ignore_empty=True,  # a parent takes a variable from its child by emptying it
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a secret
+    )
 
     data: Path = Path(".understudy")
     """This process's folder: bus, artifacts (embedded), cache, work, logs."""
@@ -37,6 +43,10 @@ class Settings(BaseSettings):
     internal_port: int = Field(default=0, ge=0, le=65535)
     """Where the platform and the other services find this one, if not at `port`: probes, metrics and all the rest, without TLS.
     Then `port` has none that are internal. 0: one port for all."""
+    internal_host: str = ""
+    """What `internal_port` listens on. Empty: as `host`."""
+    publish: str = ""
+    """Where the gateway's `port` is published, `[address:]port` as Docker writes it. Empty: at `host`. See `service/published.py`."""
     internal_token: SecretStr | None = Field(default=None, min_length=16)
     """What services know each other by. None: a file in `data` (`service/token.py`)."""
     tls_cert: Path | None = None
