@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from understudy.metrics import known
+from understudy.metrics import SPOKEN, known
 from understudy.plan import Item
 from understudy.recipe import BASE, Training
 from understudy.report import Cell, MetricRow, PanelReport, Report
@@ -41,7 +41,7 @@ class Finding:
 
 def name(row: MetricRow) -> str:
     """The metric as people write it."""
-    return f"{known(row.metric).title}{' by likelihood' if row.reading == 'likeliest' else ''}"
+    return f"{known(row.metric).title}{SPOKEN[row.reading]}"
 
 
 def title(metric: str) -> str:

@@ -11,9 +11,11 @@ from typing import Literal, NamedTuple
 
 Needs = Literal["classes", "reference", "likelihood"]
 """Questions that ask for a class; questions with a reference answer; an endpoint that says how likely it finds that."""
-Reading = Literal["written", "likeliest"]
-"""Which class an answer stands for: the one that was written, or the one found most likely after the same prompt. A model that
-knows the class and not the format fails by the first alone."""
+Reading = Literal["written", "strict", "likeliest"]
+"""Which class an answer stands for: the one that it names, the one that it is word for word, or the one that the model finds most likely
+after the same prompt. A model that knows the class and not the format fails by the first two alone."""
+SPOKEN: dict[Reading, str] = {"written": "", "strict": " word for word", "likeliest": " by likelihood"}
+"""After a metric's title."""
 MOST_LIKELIEST = 20
 """Classes up to which the likeliest one is asked for: each is a question of its own."""
 
@@ -42,6 +44,13 @@ METRICS: dict[str, Metric] = {
         Metric("precision", "precision", "classification", "classes", 1, share=True),
         Metric("recall", "recall", "classification", "classes", 1, share=True),
         Metric("f1", "F1", "classification", "classes", 1, share=True),
+        Metric("precision_micro", "micro precision", "classification", "classes", 1, share=True),
+        Metric("recall_micro", "micro recall", "classification", "classes", 1, share=True),
+        Metric("f1_micro", "micro F1", "classification", "classes", 1, share=True),
+        Metric("precision_positive", "precision of the positive class", "classification", "classes", 1, share=True),
+        Metric("recall_positive", "recall of the positive class", "classification", "classes", 1, share=True),
+        Metric("f1_positive", "F1 of the positive class", "classification", "classes", 1, share=True),
+        Metric("unreadable", "unreadable answers", "classification", "classes", 1, share=True, higher_is_better=False),
         Metric("perplexity", "perplexity", "perplexity", "likelihood", 1, higher_is_better=False),
         Metric("bleu", "BLEU", "bleu", "reference", 2),
         Metric("rougeL", "ROUGE-L", "rouge", "reference", 3),
@@ -57,6 +66,11 @@ def known(name: str) -> Metric:
 def of_classes(names: Sequence[str]) -> tuple[str, ...]:
     """Those of `names` for which an answer is right or wrong."""
     return tuple(name for name in names if known(name).needs == "classes")
+
+
+def of_one_class(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `names` that are of the panel's positive class."""
+    return tuple(name for name in names if name.endswith("_positive"))
 
 
 def asks_likeliest(names: Sequence[str], labels: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from understudy.errors import Invalid
 from understudy.hints import nearest
-from understudy.metrics import METRICS, of_classes
+from understudy.metrics import METRICS, of_classes, of_one_class
 
 BASE = "base"
 """Name of the item that is the untouched base model; it rides the belt like the others."""
@@ -170,6 +170,8 @@ class Panel(Section):
     prompts: str | None = None
     """Or a JSONL of {prompt, reference?} (path or file id)."""
     metrics: Annotated[tuple[str, ...], Field(max_length=64)]
+    positive: str | None = None
+    """Class name that `f1_positive` and its like are of."""
     max_tokens: int = Field(default=64, ge=1, le=4096)
 
     @model_validator(mode="after")
@@ -225,6 +227,8 @@ class Recipe(Section):
             classes = of_classes(panel.metrics)
             if classes and (panel.dataset is None or not self.datasets[panel.dataset].has_classes):
                 raise ValueError(f"evaluation.panels.{name}: {', '.join(classes)} need a `classify` dataset")
+            if (one := of_one_class(panel.metrics)) and panel.positive is None:
+                raise ValueError(f"evaluation.panels.{name}: {', '.join(one)} need `positive`, the name of a class")
         return self
 
     def trained(self) -> dict[str, Variant]:

@@ -163,6 +163,8 @@ class PanelMeasures(Frozen):
     """Questions that the endpoint would not take."""
     cut: int
     """Answers that ran into the limit of tokens."""
+    unavailable: dict[str, str] = Field(default_factory=dict)
+    """Metric -> why it could not be computed where this was measured."""
 
 
 class Measured(Frozen):

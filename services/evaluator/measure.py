@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from services.evaluator.metrics import families
-from services.evaluator.metrics.family import Floats
+from services.evaluator.metrics.family import Floats, Tools, Unavailable
 from services.evaluator.panels import Questionnaire
 from services.evaluator.predict import REFUSED
 from understudy.interrupt import check
@@ -37,20 +37,29 @@ def write_answers(folder: Path, about: Answered, answers: Mapping[str, Sequence[
     write_json(folder / ANSWERED, about)
 
 
-def measure(asked: Questionnaire, predictions: Sequence[Prediction], folder: Path) -> PanelMeasures:
+def measure(
+    asked: Questionnaire, predictions: Sequence[Prediction], folder: Path, tools: Tools | None = None
+) -> PanelMeasures:
     """Measure the answers to one panel, in the order of the questions, and write the tables into `folder`."""
-    chosen = families(asked.panel.metrics, asked.labels)
-    found = {}
-    for family in chosen:
+    tables: dict[str, Floats] = {}
+    signatures: dict[str, dict[str, str]] = {}
+    unavailable: dict[str, str] = {}
+    for family in families(asked.panel.metrics, asked.labels, asked.panel.positive, tools):
         check()
-        found[family.key] = family.statistics(asked.examples, predictions)
-    np.savez_compressed(_tables_file(folder, asked.name), **found)  # type: ignore[arg-type]  # the stub takes tables for options
+        try:
+            table, signature = family.statistics(asked.examples, predictions), family.signatures()
+        except Unavailable as error:
+            unavailable |= dict.fromkeys(family.names, str(error))
+            continue
+        tables[family.key], signatures[family.key] = table, signature
+    np.savez_compressed(_tables_file(folder, asked.name), **tables)  # type: ignore[arg-type]  # the stub takes tables for options
     return PanelMeasures(
         n=len(asked.examples),
         references=sum(bool(example.completion.strip()) for example in asked.examples),
-        signatures={family.key: family.signatures() for family in chosen},
+        signatures=signatures,
         refused=sum(p.finish_reason == REFUSED for p in predictions),
         cut=sum(p.finish_reason == "length" for p in predictions),
+        unavailable=unavailable,
     )
 
 

@@ -6,7 +6,7 @@ was measured (`measure.py`); asks nobody, decides nothing about runs (`closer.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +127,7 @@ class _Panel:
 
     @cached_property
     def families(self) -> list[Family]:
-        return families(self.asked.panel.metrics, self.asked.labels)
+        return families(self.asked.panel.metrics, self.asked.labels, self.asked.panel.positive)
 
     @cached_property
     def written(self) -> Classification | None:
@@ -246,15 +246,19 @@ class _Panel:
         for name in self.asked.panel.metrics:
             rows = [each for each in found if each.metric == name]
             if not rows:
-                missing[name] = self._why_not(name)
+                missing[name] = self._why_not(name, self.items)
             for item in self.items if rows else ():
                 if all(item not in row.values for row in rows):
                     families = {row.family for row in rows}
                     strange = any(family not in self.tables[item] for family in families)
-                    missing[f"{name} of {item}"] = ANOTHER_VERSION if strange else self._why_not(name)
+                    strange = strange and name not in self.measures[item].unavailable
+                    missing[f"{name} of {item}"] = ANOTHER_VERSION if strange else self._why_not(name, [item])
         return missing
 
-    def _why_not(self, metric: str) -> str:
+    def _why_not(self, metric: str, items: Iterable[str]) -> str:
+        """Why none of `items` has it."""
+        if said := next((why for item in items if (why := self.measures[item].unavailable.get(metric))), None):
+            return said
         if metric not in METRICS:
             return "this version does not know it"
         if not self.n:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, ratio
+from services.evaluator.metrics.family import Asked, Floats, ratio
 from understudy.interrupt import check
 from understudy.metrics import Reading
 from understudy.records import Example, Prediction
@@ -58,6 +58,6 @@ class Bleu:
         return {"bleu": np.where(rows == 0, np.nan, np.where(possible, score, 0.0))}
 
 
-def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Bleu]:
+def families(names: tuple[str, ...], asked: Asked) -> list[Bleu]:
     """What computes `names`."""
     return [Bleu()]

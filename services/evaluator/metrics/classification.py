@@ -1,54 +1,44 @@
-"""Accuracy, and precision, recall and F1 averaged over classes; and which class an answer stands for.
+"""Accuracy; precision, recall and F1, as averages over classes, of all answers together, and of one class; unreadable answers.
 
-Equal to scikit-learn's `precision_recall_fscore_support(labels=classes, average="macro", zero_division=0)`, where `classes` are
-those that some question has: one that nobody asked about has no recall to average. Computed twice, by two readings: the class that
-was written, and the one that is found most likely after the same prompt. An answer without a class is a wrong prediction of no
-class: it lowers recall, and no class's precision.
+Equal to scikit-learn's `precision_recall_fscore_support(labels=classes, zero_division=0)` with `average="macro"`, where `classes` are
+those that some question has (one that nobody asked about has no recall to average), with `average="micro"` over all classes, and with
+`average=None` for one of them. Computed by several readings: the class that an answer names, the one that it is, word for word, and
+the one that the model finds most likely after the same prompt (`reading.py` has the rules of the first two). An answer without a class
+is a wrong prediction of no class: it lowers recall, and no class's precision.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, Ints, ratio
+from services.evaluator.metrics.family import Asked, Floats, Ints, Unavailable, ratio
+from services.evaluator.metrics.reading import NAMED, STRICT, is_only, named
 from understudy.metrics import Reading, asks_likeliest
 from understudy.records import Example, Prediction
 
-PARSE = "first-label-word"
-"""The class is the first class name in the answer: a whole word, upper or lower case, the longest where several
-begin at the same place. Lenient on purpose: a chatty base model is not marked down for chatting."""
 READINGS: dict[Reading, str] = {
-    "written": f"parse:{PARSE}",
+    "written": NAMED,
+    "strict": STRICT,
     "likeliest": "argmax over labels:sum of token log-probabilities, end of turn:yes",
 }
+UNREADABLE = "unreadable"
+OF_ALL = ("accuracy", "precision_micro", "recall_micro", "f1_micro", UNREADABLE)
+"""No averages over classes."""
 
 
-def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Classification]:
-    """What computes `names`, by both readings where there are not too many classes for the second."""
-    readings: list[Reading] = ["written", "likeliest"] if asks_likeliest(names, labels) else ["written"]
-    return [Classification(labels, names, reading) for reading in readings]
-
-
-def parse_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """The class that `text` names by the rule of `PARSE`; None when it names none.
-
-    parse_label("Positive, I think.", ("negative", "positive")) == "positive"
-    """
-    longest_first = sorted(labels, key=len, reverse=True)
-    found = _pattern(tuple(longest_first)).search(text)
-    return longest_first[found.lastindex - 1] if found and found.lastindex else None
-
-
-@lru_cache(maxsize=64)
-def _pattern(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """One group per label; at one place the earlier label wins."""
-    words = (r"\s+".join(map(re.escape, label.split())) for label in labels)
-    return re.compile("|".join(rf"(?<!\w)({word})(?!\w)" for word in words), re.IGNORECASE)
+def families(names: tuple[str, ...], asked: Asked) -> list[Classification]:
+    """What computes `names`: all of them by the class that is named; the first by that alone which an answer is word for word, too;
+    and all by the likeliest class, where there are not too many."""
+    strict = tuple(name for name in names if name in (names[0], UNREADABLE))
+    likely = tuple(name for name in names if name != UNREADABLE)
+    found = [Classification(asked.labels, names, "written", asked.positive)]
+    found += [Classification(asked.labels, strict, "strict", asked.positive)]
+    if likely and asks_likeliest(likely, asked.labels):
+        found += [Classification(asked.labels, likely, "likeliest", asked.positive)]
+    return found
 
 
 def likeliest(prediction: Prediction, labels: tuple[str, ...]) -> str | None:
@@ -66,6 +56,8 @@ class Classification:
     names: tuple[str, ...]
     """Those to report."""
     reading: Reading = "written"
+    positive: str | None = None
+    """The class of the metrics that are of one class."""
 
     @property
     def key(self) -> str:
@@ -73,15 +65,24 @@ class Classification:
 
     @property
     def by_class(self) -> tuple[str, ...]:
-        return tuple(name for name in self.names if name != "accuracy")
+        return tuple(name for name in self.names if name not in OF_ALL)
 
     def signatures(self) -> dict[str, str]:
         tail = f"labels:{len(self.labels)}|{READINGS[self.reading]}"
-        macro = f"average:macro over classes with rows|zero_division:0|{tail}"
-        return {name: f"{name}|{tail if name == 'accuracy' else macro}" for name in self.names}
+        averages = {
+            "": "average:macro over classes with rows|zero_division:0|",
+            "micro": "average:micro over all classes|zero_division:0|",
+            "positive": f"class:{self.positive}|zero_division:0|",
+        }
+        return {
+            name: f"{name}|{'' if name in ('accuracy', UNREADABLE) else averages[name.partition('_')[2]]}{tail}"
+            for name in self.names
+        }
 
     def statistics(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Floats:
         classes = {label: index for index, label in enumerate(self.labels)}
+        if self.positive is not None and self.positive not in classes:
+            raise Unavailable(f"no question has the class `{self.positive}`, which the panel calls `positive`")
         size = len(classes)
         rows = np.zeros((len(examples), 3 * size + 1))
         for row, example, prediction in zip(rows, examples, predictions, strict=True):
@@ -97,15 +98,31 @@ class Classification:
 
     def values(self, sums: Floats) -> dict[str, Floats]:
         right, said, gold = self._parts(sums)
-        precision, recall, f1 = ratio(right, said, 0), ratio(right, gold, 0), ratio(2 * right, said + gold, 0)
         asked = (gold > 0).astype(np.float64)
-        every = {
-            "accuracy": ratio(right.sum(axis=-1), sums[..., -1], np.nan),
-            "precision": _mean(precision, asked),
-            "recall": _mean(recall, asked),
-            "f1": _mean(f1, asked),
-        }
+        of_classes = self.of_classes(sums)
+        every = {name: _mean(values, asked) for name, values in of_classes.items()}
+        all_right, all_said, rows = right.sum(axis=-1), said.sum(axis=-1), sums[..., -1]
+        every["accuracy"] = every["recall_micro"] = ratio(all_right, rows, np.nan)
+        every["precision_micro"] = np.where(rows > 0, ratio(all_right, all_said, 0), np.nan)
+        every["f1_micro"] = ratio(2 * all_right, all_said + rows, np.nan)
+        every[UNREADABLE] = ratio(rows - all_said, rows, np.nan)
+        if self.positive in self.labels:
+            at = self.labels.index(self.positive)
+            one = {
+                f"{name}_positive": np.where(rows > 0, values[..., at], np.nan) for name, values in of_classes.items()
+            }
+            every |= one
         return {name: every[name] for name in self.names}
+
+    def of_classes(self, sums: Floats) -> dict[str, Floats]:
+        """Precision, recall and F1 of each class: by name, shape (..., classes), from sums of shape (..., k); 0 where nothing was said
+        or nothing asked."""
+        right, said, gold = self._parts(sums)
+        return {
+            "precision": ratio(right, said, 0),
+            "recall": ratio(right, gold, 0),
+            "f1": ratio(2 * right, said + gold, 0),
+        }
 
     def right(self, table: Floats) -> Floats:
         """(n,): 1 where the answer is right."""
@@ -138,7 +155,7 @@ class Classification:
     def _class_of(self, prediction: Prediction) -> str | None:
         if self.reading == "likeliest":
             return likeliest(prediction, self.labels)
-        return parse_label(prediction.text, self.labels)
+        return (is_only if self.reading == "strict" else named)(prediction.text, self.labels)
 
 
 def _mean(of_classes: Floats, asked: Floats) -> Floats:

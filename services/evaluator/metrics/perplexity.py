@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.evaluator.metrics.family import Floats, ratio
+from services.evaluator.metrics.family import Asked, Floats, ratio
 from understudy.metrics import Reading
 from understudy.records import Example, Prediction
 
@@ -40,6 +40,6 @@ class Perplexity:
         return {"perplexity": np.exp(np.minimum(LARGEST, -ratio(sums[..., 0], sums[..., 1], np.nan)))}
 
 
-def families(names: tuple[str, ...], labels: tuple[str, ...]) -> list[Perplexity]:
+def families(names: tuple[str, ...], asked: Asked) -> list[Perplexity]:
     """What computes `names`."""
     return [Perplexity()]

@@ -18,8 +18,9 @@ import pytest
 
 from services.evaluator.handlers import Evaluator
 from services.evaluator.metrics.bleu import Bleu
-from services.evaluator.metrics.classification import Classification, parse_label
+from services.evaluator.metrics.classification import Classification
 from services.evaluator.metrics.perplexity import Perplexity
+from services.evaluator.metrics.reading import named
 from services.evaluator.metrics.rouge import RougeL
 from services.evaluator.predict import Asker
 from services.evaluator.reports import Reports
@@ -90,7 +91,7 @@ def test_a_served_item_is_asked_and_scored_on_every_panel(small: World, endpoint
         assert [likely.said(row) for row in tables[likely.key]] == [
             LABELS[int(np.argmax(answer.label_logprobs or ()))] for answer in answers
         ]
-    assert labels == [parse_label(answer.text, LABELS) for answer in answers]
+    assert labels == [named(answer.text, LABELS) for answer in answers]
 
 
 def test_answers_that_are_there_are_not_asked_again_and_measures_not_made_again(
@@ -107,7 +108,8 @@ def test_answers_that_are_there_are_not_asked_again_and_measures_not_made_again(
 
         monkeypatch.setattr(family, "statistics", counting)
     first = one(drain(evaluator(small, endpoint).evaluate(small.asking("tuned"))))
-    keys_of = ["bleu", "classification-likeliest", "classification-written", "perplexity", "rouge", "rouge"]
+    keys_of = ["bleu", "classification-likeliest", "classification-strict", "classification-written"]
+    keys_of += ["perplexity", "rouge", "rouge"]
     assert sorted(computed) == keys_of
     endpoint.requests.clear()
     small.store.delete(keys.measures("r1", "tuned"))

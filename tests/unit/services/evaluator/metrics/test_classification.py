@@ -7,7 +7,8 @@ import random
 import pytest
 
 from services.evaluator.metrics import families
-from services.evaluator.metrics.classification import Classification, parse_label
+from services.evaluator.metrics.classification import Classification
+from services.evaluator.metrics.family import Unavailable
 from understudy.records import Example, Prediction, Provenance, Turn
 
 LABELS = ("anger", "joy", "sadness")
@@ -54,28 +55,47 @@ def test_equals_scikit_learn_also_with_unread_classes_and_classes_never_said(
 
 def test_signatures_tell_average_zero_division_classes_and_parse_rule() -> None:
     signatures = Classification(LABELS, NAMES).signatures()
-    assert signatures["f1"] == "f1|average:macro over classes with rows|zero_division:0|labels:3|parse:first-label-word"
-    assert signatures["accuracy"] == "accuracy|labels:3|parse:first-label-word"
+    assert signatures["f1"] == (
+        "f1|average:macro over classes with rows|zero_division:0|labels:3"
+        "|parse:one class named, not negated|NFKC, casefold"
+    )
+    assert signatures["accuracy"] == "accuracy|labels:3|parse:one class named, not negated|NFKC, casefold"
 
 
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [
-        ("positive", "positive"),
-        ("  POSITIVE.\n\nThe reviewer was not negative", "positive"),
-        ("It is negative, not positive", "negative"),
-        ("positively charming", None),
-        ("", None),
-        ("very   positive indeed", "very positive"),
-        ("I cannot say", None),
-    ],
-)
-def test_the_first_whole_word_that_names_a_class_counts(text: str, label: str | None) -> None:
-    assert parse_label(text, ("negative", "positive", "very positive")) == label
+@pytest.mark.parametrize("seed", range(5))
+def test_micro_averages_one_class_and_each_class_equal_scikit_learn(seed: int) -> None:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    dice = random.Random(seed)
+    pairs = [(dice.choice(LABELS), dice.choice((*LABELS, None))) for _ in range(60)]
+    kinds = ("precision", "recall", "f1")
+    names = tuple(f"{kind}_{how}" for kind in kinds for how in ("micro", "positive"))
+    family = Classification(LABELS, names, positive="joy")
+    sums = family.statistics(*rows(pairs)).sum(axis=0)
+    gold, said = [g for g, _ in pairs], [s or "no class" for _, s in pairs]
+    found = {name: float(value) for name, value in family.values(sums).items()}
+    micro = precision_recall_fscore_support(gold, said, labels=list(LABELS), average="micro", zero_division=0)
+    each = precision_recall_fscore_support(gold, said, labels=list(LABELS), average=None, zero_division=0)
+    for kind, of_all, of_classes in zip(kinds, micro, each, strict=False):
+        assert found[f"{kind}_micro"] == pytest.approx(of_all, abs=1e-12)
+        assert found[f"{kind}_positive"] == pytest.approx(of_classes[LABELS.index("joy")], abs=1e-12)
+        assert family.of_classes(sums)[kind] == pytest.approx(of_classes, abs=1e-12)
 
 
-def test_class_names_with_signs_are_taken_literally() -> None:
-    assert parse_label("answer: c++ (not c)", ("c", "c++")) == "c++"
+def test_a_positive_class_that_the_data_does_not_have_is_said_to_be_missing() -> None:
+    family = Classification(LABELS, ("f1_positive",), positive="spam")
+    with pytest.raises(Unavailable, match="no question has the class `spam`"):
+        family.statistics(*rows([("joy", "joy")]))
+
+
+def test_unreadable_answers_are_counted_and_the_strict_reading_stands_beside_the_lenient() -> None:
+    examples, said = rows([("joy", "joy"), ("joy", "It is joy."), ("anger", None), ("anger", "joy or anger")])
+    written, strict, likeliest = families(["unreadable", "f1", "accuracy"], LABELS)
+    assert (written.names, strict.names) == (("accuracy", "f1", "unreadable"), ("accuracy", "unreadable"))
+    assert likeliest.names == ("accuracy", "f1"), "a likeliest class there always is"
+    found = [family.values(family.statistics(examples, said).sum(axis=0)) for family in (written, strict)]
+    assert [float(values["unreadable"]) for values in found] == [0.5, 0.75]
+    assert [float(values["accuracy"]) for values in found] == [0.5, 0.25]
 
 
 def test_the_likeliest_class_counts_also_where_another_was_written_and_rows_without_it_do_not() -> None:
@@ -99,5 +119,6 @@ def test_confusion_has_actual_by_said_with_none_last() -> None:
 
 def test_of_many_classes_the_likeliest_is_not_asked_for() -> None:
     few, many = (tuple(f"c{number}" for number in range(count)) for count in (20, 21))
-    assert [family.key for family in families(["f1"], few)] == ["classification-written", "classification-likeliest"]
-    assert [family.key for family in families(["f1"], many)] == ["classification-written"]
+    read = ["classification-written", "classification-strict"]
+    assert [family.key for family in families(["f1"], few)] == [*read, "classification-likeliest"]
+    assert [family.key for family in families(["f1"], many)] == read
