@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,8 +100,9 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
         service = build(settings, shared)
         settled, stop = threading.Event(), threading.Event()
         app = _app(station, service, settled, stop)
-        wrap = service.wrap or (lambda app, inside: guarded(app, shared.token))
+        wrap = service.wrap or (lambda app, inside: guarded(app, shared.token, probes=inside))
         server = _server(wrap(app, not settings.internal_port), settings)
+        inside = _server(wrap(app, True), settings, inside=True) if settings.internal_port else None
     except UnderstudyError as error:
         sys.exit(_last_words(station, error))
 
@@ -139,9 +141,8 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     reading = watched(lambda: shared.reader.follow(stop))
     threads.append(threading.Thread(target=reading, name=f"{station}-reader", daemon=True))
     threads.append(threading.Thread(target=_keep, args=(shared, stop, settled), name=f"{station}-keep", daemon=True))
-    if settings.internal_port:
-        inside = _server(wrap(app, True), settings, inside=True)
-        listening = watched(lambda: _listen(inside))
+    if inside:
+        listening = watched(partial(_listen, inside))
         threads.append(threading.Thread(target=listening, name=f"{station}-inside", daemon=True))
     # uvicorn raises the signal that ended it once more, when it has shut down: by its default SIGTERM would end us there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -157,6 +158,8 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
     for word in (signal.SIGINT, signal.SIGTERM):  # we are at it
         signal.signal(word, signal.SIG_IGN)
     stop.set()
+    if inside:
+        inside.should_exit = True
     for end in (service.close, lambda: _join(threads), bus.close):
         try:
             end()
@@ -168,24 +171,17 @@ def serve(station: Station, settings: S, build: Callable[[S, Kernel], Service]) 
 
 
 def _server(app: App, settings: Settings, *, inside: bool = False) -> uvicorn.Server:
-    """For all, or for insiders. Raises `Fatal` when certificate and key are not a pair that can be read."""
-    encrypted = not inside and (settings.tls_cert or settings.tls_key)
-    if encrypted:
-        try:
-            if not (settings.tls_cert and settings.tls_key):
-                raise ValueError("one of them is missing")
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
-        except (OSError, ValueError) as error:
-            what = f"UNDERSTUDY_TLS_CERT and UNDERSTUDY_TLS_KEY are no certificate with its key: {error}"
-            raise Fatal(what, "Both name a PEM file that this process can read.") from error
+    """For all, or for insiders. Raises `Fatal` when certificate and key are no pair."""
+    tls = None if inside else _tls(settings)
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            host=settings.host,
+            host=(settings.internal_host if inside else "") or settings.host,
             port=settings.internal_port if inside else settings.port,
             lifespan="off" if inside else "on",
-            ssl_certfile=settings.tls_cert if encrypted else None,
-            ssl_keyfile=settings.tls_key if encrypted else None,
+            ssl_context_factory=(lambda config, default: tls) if tls else None,
+            ws="none",
+            proxy_headers=False,  # who asks is who has connected, whatever a header says
             log_config=None,
             access_log=False,
             server_header=False,
@@ -193,6 +189,22 @@ def _server(app: App, settings: Settings, *, inside: bool = False) -> uvicorn.Se
             timeout_keep_alive=75,
         )
     )
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """The certificate of the public listener, which speaks TLS 1.2 and 1.3; None where it has none."""
+    if not (settings.tls_cert or settings.tls_key):
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        if not (settings.tls_cert and settings.tls_key):
+            raise ValueError("one of them is missing")
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")  # else a terminal is asked
+    except (OSError, ValueError) as error:
+        what = f"UNDERSTUDY_TLS_CERT and UNDERSTUDY_TLS_KEY are no certificate with its key: {error}"
+        remedy = "Both name a PEM file that this process can read; the key has no password."
+        raise Fatal(what, remedy) from error
+    return context
 
 
 def _listen(server: uvicorn.Server) -> None:

@@ -113,15 +113,15 @@ def add_health(app: FastAPI, station: Station, ready: Callable[[], str | None]) 
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-def guarded(app: App, token: str) -> App:
-    """`app` for those who know the installation's token, that is for the gateway; probes and metrics for the whole platform.
+def guarded(app: App, token: str, *, probes: bool = True) -> App:
+    """`app` for those who know the installation's token, that is for the gateway; `probes` and metrics for the whole platform.
 
     On whose behalf the gateway asks is in `owner_of(request)`.
     """
     expected = token.encode()
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in INTERNAL:
+        if scope["type"] == "http" and not (probes and scope["path"] in INTERNAL):
             said = dict(scope["headers"])
             if not hmac.compare_digest(said.get(HEADER, b""), expected):
                 message = "Only the gateway may ask here. Are UNDERSTUDY_INTERNAL_TOKEN or the data folder the same for all services?"

@@ -40,6 +40,26 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         internal_token(Settings(data=tmp_path / "data"))
 
 
+@pytest.mark.parametrize(
+    "content", ["", "\n", "short", "two words of some length", "ä" * 20, "with\r\nx-header: of-its-own"]
+)
+def test_what_cannot_be_a_token_lets_in_nobody(tmp_path: Path, content: str) -> None:
+    """With an empty file each request that says nothing would say the right thing."""
+    (tmp_path / "internal-token").write_text(content)
+    with pytest.raises(Fatal, match="is no token"):
+        internal_token(Settings(data=tmp_path))
+
+
+def test_a_volume_without_links_keeps_no_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("understudy.service.token.os.link", no_links)
+    with pytest.raises(Fatal, match="UNDERSTUDY_INTERNAL_TOKEN"):
+        internal_token(Settings(data=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_service_answers_the_gateway_and_probes_and_nobody_else() -> None:
     app = FastAPI()
 
@@ -57,5 +77,7 @@ def test_a_service_answers_the_gateway_and_probes_and_nobody_else() -> None:
         refused = client.get("/v1/runs", headers=headers)
         assert refused.status_code == 401
         assert refused.json()["error"]["code"] == "internal_token"
+    public = TestClient(guarded(app, "token", probes=False))
+    assert public.get("/healthz").status_code == 401
     said = {"x-understudy-token": "token", "x-understudy-owner": "anna"}
     assert client.get("/v1/runs", headers=said).json() == {"owner": "anna"}
