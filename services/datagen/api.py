@@ -22,7 +22,8 @@ from services.datagen.runs import Desk
 from understudy.belt.folds.views import RunState
 from understudy.errors import Invalid
 from understudy.recipe import MAX_RECIPE_BYTES
-from understudy.service.web import Limit, Order, page, page_of
+from understudy.service.audit import audited
+from understudy.service.web import Limit, Order, owner_of, page, page_of
 
 FORM_OVERHEAD = 64 * 1024
 """Bytes of a multipart body that are not the file."""
@@ -90,23 +91,26 @@ def router(files: Files, desk: Desk) -> APIRouter:
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     @api.delete("/files/{file_id}")
-    def delete_file(file_id: str) -> dict[str, Any]:
-        files.delete(file_id)
+    def delete_file(file_id: str, request: Request) -> dict[str, Any]:
+        with audited(request, "file.delete", file_id):
+            files.delete(file_id)
         return {"id": file_id, "object": "file", "deleted": True}
 
     @api.post("/runs")
     async def create_run(request: Request) -> RunState:
         body = await _body(request, RunCreate, 'Send {"recipe": {...}}.')
-        return await run_in_threadpool(desk.begin, body.recipe, body.fresh)
+        return await run_in_threadpool(desk.begin, body.recipe, body.fresh, owner_of(request))
 
     @api.post("/runs/{run}/cancel")
     async def cancel_run(run: str, request: Request) -> RunState:
         body = await _body(request, RunCancel, 'Send nothing, or {"item": "..."}.', nothing=RunCancel())
-        return await run_in_threadpool(desk.cancel, run, body.item)
+        return await run_in_threadpool(desk.cancel, run, body.item, owner_of(request))
 
     @api.delete("/runs/{run}")
-    def delete_run(run: str) -> dict[str, Any]:
-        return {"id": run, "object": "run", "freed_bytes": desk.delete(run), "deleted": True}
+    def delete_run(run: str, request: Request) -> dict[str, Any]:
+        with audited(request, "run.delete", run):
+            freed = desk.delete(run, owner_of(request))
+        return {"id": run, "object": "run", "freed_bytes": freed, "deleted": True}
 
     @api.get("/runs")
     def list_runs(after: str | None = None, limit: Limit = 100, order: Order = "desc") -> dict[str, Any]:

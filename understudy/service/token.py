@@ -16,8 +16,8 @@ from pathlib import Path
 from understudy.errors import Fatal, disk_full
 from understudy.settings import Settings
 
-HEADER, OWNER = b"x-understudy-token", b"x-understudy-owner"
-"""How the gateway tells the other services that it is the one who asks, and on whose behalf (the name of a key, or nothing)."""
+HEADER, OWNER, KEY_ID = b"x-understudy-token", b"x-understudy-owner", b"x-understudy-key"
+"""How the gateway tells the other services that it is the one who asks, and on whose behalf: a key's name and id, or nothing."""
 FILE = "internal-token"
 _TOKEN = re.compile("[!-~]{16,}")
 

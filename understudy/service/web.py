@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from understudy.errors import Invalid, NotFound, Transient, UnderstudyError
 from understudy.service.doors import INTERNAL
-from understudy.service.token import HEADER, OWNER
+from understudy.service.token import HEADER, KEY_ID, OWNER
 from understudy.terms import Station
 
 Scope = MutableMapping[str, Any]
@@ -135,3 +135,8 @@ def guarded(app: App, token: str, *, probes: bool = True) -> App:
 def owner_of(request: Request) -> str:
     """The name of the key on whose behalf the gateway asks; empty where it asked for none."""
     return request.headers.get(OWNER.decode(), "")
+
+
+def key_id_of(request: Request) -> str:
+    """The id of that key."""
+    return request.headers.get(KEY_ID.decode(), "")
