@@ -20,7 +20,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     caught_up = kernel.reader.caught_up.is_set
     engine = Remote if settings.engine_url else Local
     fleet = Fleet(settings, kernel.models, caught_up, kernel.store, engine)
-    keeper = Keeper(fleet, kernel.runs, kernel.plans, caught_up, most=settings.warm_engines)
+    keeper = Keeper(fleet, kernel.runs, kernel.plans, caught_up)
     kernel.reader.add(keeper)
     urls = {"datagen": settings.datagen_url, "trainer": settings.trainer_url, "evaluator": settings.evaluator_url}
     families = {family: (station, urls[station]) for family, station in passed_on().items()}

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import httpx
 
+from services.inference.guard import UNDER_WAY
 from understudy.errors import Invalid, Transient
 from understudy.interrupt import awaited
 
@@ -33,23 +34,28 @@ class EngineClient:
     Raises `EngineRefused` when the engine refuses, `Transient` when it is not there. Stops when `interrupt.check` says so.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
+        """`key` is what the engine's guard wants to see, if it has one (`guard.py`)."""
+        headers = {"authorization": f"Bearer {key}"} if key else {}
         # Plain http: verify=False only spares the 50 ms that loading certificates takes.
-        self._http = httpx.Client(base_url=url, timeout=SECONDS, trust_env=False, verify=False)
+        self._http = httpx.Client(base_url=url, timeout=SECONDS, trust_env=False, verify=False, headers=headers)
 
     def healthy(self) -> bool:
         """Whether the engine takes requests."""
-        try:
-            return self._http.get("/health", timeout=5).status_code == HTTPStatus.OK
-        except httpx.HTTPError:
-            return False
+        return self.pulse()[0] == HTTPStatus.OK
 
     def lost_its_core(self) -> bool:
         """Whether the server says that what computes behind it has ended: it ends too, but takes its time."""
+        return self.pulse()[0] == HTTPStatus.SERVICE_UNAVAILABLE
+
+    def pulse(self) -> tuple[int, int | None]:
+        """HTTP status of its health, 0 when it is busy or ending; requests it has in hand, None when it does not say."""
         try:
-            return self._http.get("/health", timeout=5).status_code == HTTPStatus.SERVICE_UNAVAILABLE
-        except httpx.HTTPError:  # busy, or ending
-            return False
+            response = self._http.get("/health", timeout=5)
+        except httpx.HTTPError:
+            return 0, None
+        under_way = response.headers.get(UNDER_WAY.decode(), "")
+        return response.status_code, int(under_way) if under_way.isdecimal() else None
 
     def models(self) -> frozenset[str]:
         """Names of the base and of all loaded adapters."""

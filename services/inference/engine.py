@@ -44,16 +44,28 @@ class Engine(ABC):
         self.trouble: str | None = None
         """Why its last start came to nothing, while it is tried on."""
         self.failure: str | None = None
-        """Why it does not come up, once that is beyond doubt; it is tried on all the same."""
+        """Why it does not come up, once that is beyond doubt."""
+        self.gave_up: float | None = None
+        """When it ceased to be tried, because of that."""
         self.lives = 0
         """How often it has come up."""
         self.since = time.monotonic()
         """When the present start began."""
-        self.asked = time.monotonic()
-        """When somebody last wanted it or waited for it."""
+        self.used = time.monotonic()
+        """When somebody last wanted it, waited for it or was sent to it."""
+        self.users = 0
+        """Items that are being brought to the endpoint on it (`fleet.py`)."""
+        self.under_way = 0
+        """Requests that it had in hand a second ago."""
         self.turn = threading.Lock()
         """Of whoever measures log-probabilities: one at a time, because each takes much memory."""
+        self.alone = False
+        """Whether who has the turn shall have it alone: nobody else is sent to it."""
+        self.key = ""
+        """What its guard wants to see."""
         self.stopping = threading.Event()
+        self.retiring = False
+        """Whether it may end what it has in hand first, when it is stopping."""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"engine-{base.name}", daemon=True)
 
@@ -65,8 +77,19 @@ class Engine(ABC):
         """Begin; returns at once."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it is tended, or not yet gone."""
+        return self._thread.is_alive()
+
+    def retire(self) -> None:
+        """End it once it has nothing in hand, or after a while; returns at once. `alive` says when it is gone, with its memory."""
+        self.retiring = True
+        self.stopping.set()
+
     def close(self, wait: bool = True) -> None:
         """End it, as far as it is ours."""
+        self.retiring = False
         self.stopping.set()
         if wait and self._thread.ident:
             self._thread.join()
@@ -77,7 +100,7 @@ class Engine(ABC):
 
     def wait_ready(self, timeout: float) -> bool:
         """Whether it answers, waiting at most `timeout` seconds."""
-        self.asked = time.monotonic()
+        self.used = time.monotonic()
         return self._ready.wait(timeout)
 
     def ended(self, life: int) -> bool:
@@ -92,7 +115,7 @@ class Engine(ABC):
 
     def client(self) -> EngineClient:
         """The engine's API; raises `Transient` on use while the engine does not answer."""
-        return EngineClient(self.url or "http://127.0.0.1:9")  # port 9, discard: nobody listens there
+        return EngineClient(self.url or "http://127.0.0.1:9", self.key)  # port 9, discard: nobody listens there
 
     def greet(self, client: EngineClient, url: str) -> str | None:
         """Its first requests, which take seconds and shall be no user's; what is wrong with it, if anything is."""
@@ -108,6 +131,7 @@ class Engine(ABC):
         READY.labels(self.base.name).set(1)
         log.info("engine %s is ready after %.1f s", self.base.name, took)
         self.lives += 1
+        self.under_way = 0
         self.url, self.trouble, self.failure = url, None, None
         self._ready.set()
 

@@ -2,7 +2,8 @@
 
 Each message waits in a worker of its own, so an engine that does not come up holds up only what needs it. An adapter is
 tried under a name that nobody else knows, and gets its own when it has passed. Who waits loses nothing when an engine ends;
-who is measured meanwhile is measured again, a few times. A redelivered message passes the gate again and gives the same answer.
+who is measured meanwhile is measured again, a few times and then alone: a request that ends the engine fails nobody's item.
+A redelivered message passes the gate again and gives the same answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from services.inference.client import EngineRefused
 from services.inference.engine import Engine
 from services.inference.fleet import Fleet
 from services.inference.folder import model_name
+from services.inference.places import NoPlace
+from understudy.bases import Base
 from understudy.belt.contracts import ItemServed, Message, ModelServed, Progress, ScoringRequested, ServingRequested
 from understudy.belt.delivery import Lane
 from understudy.errors import Invalid, Transient
@@ -29,12 +32,13 @@ WIDTH = 24
 SAY_AGAIN = 2.0
 """Seconds between two words about what is waited for."""
 DEATHS = 5
-"""Times that an engine ends while it measures the same adapter, after which that counts as the adapter's doing."""
+"""Times that an engine ends while it measures the same adapter, of which all but the first while it does nothing else, after
+which that counts as the adapter's doing."""
 REMEDY = (
-    "Repair that; once GET /v1/engines no longer calls the engine failing, replay the dead letter. A base with other weights"
-    " is another base: it needs a new run (`understudy run --fresh`)."
+    "Repair that, and half a minute after it was given up replay the dead letter: that starts the engine anew. A base with other"
+    " weights is another base: it needs a new run (`understudy run --fresh`)."
 )
-"""For an engine that does not come up: it is tried again, or let go and started anew for the letter (`fleet.py`)."""
+"""For an engine that does not come up (`fleet.AGAIN`)."""
 
 
 @dataclass(frozen=True)
@@ -53,30 +57,49 @@ class Inference:
         """Have the engine up, load and gate the adapter, and say under which name the item answers."""
         plan = self.plans.get(request.plan)
         item = plan.item(request.item)
-        engine = self.fleet.engine_of(plan, item.base)
-        yield from _until(engine.wait_ready, engine, request, "starting the engine")
-        base = engine.base.name
-        if request.adapter is None:
-            name = base
-            yield from _answers(request, plan, item, name, parent=None)
-        else:
-            name = model_name(base, plan.name, item.name, request.adapter)
-            measured = yield from self._measured(request, request.adapter, engine, name)
-            yield from _answers(request, plan, item, name, parent=base, measured=measured)
-        self.fleet.admit(name, engine)  # last, when nobody can close us any more: what is cancelled never gets there
+        engine = yield from self._held(request, *self.fleet.of_plan(plan, item.base))
+        try:
+            yield from _until(engine.wait_ready, engine, request, "starting the engine")
+            base = engine.base.name
+            if request.adapter is None:
+                name = base
+                yield from _answers(request, plan, item, name, parent=None)
+            else:
+                name = model_name(base, plan.name, item.name, request.adapter)
+                measured = yield from self._measured(request, request.adapter, engine, name)
+                yield from _answers(request, plan, item, name, parent=base, measured=measured)
+            self.fleet.admit(
+                name, engine
+            )  # last, when nobody can close us any more: what is cancelled never gets there
+        finally:
+            self.fleet.give_back(engine)
+
+    def _held(self, request: ServingRequested, base: Base, rank: int) -> Generator[Message, None, Engine]:
+        """The engine of `base`, once there is a place for it; to be given back."""
+        started, said = time.monotonic(), 0.0
+        while True:
+            try:
+                return self.fleet.ensure(base, rank, hold=True)
+            except NoPlace as full:
+                if time.monotonic() - said >= SAY_AGAIN:
+                    said = time.monotonic()
+                    step = f"waiting for a place for its engine: {full.what}"
+                    yield _progress(request, step, elapsed_seconds=round(said - started, 1))
+            check()
+            time.sleep(0.2)
 
     def _measured(
         self, request: ServingRequested, adapter: Artifact, engine: Engine, name: str
     ) -> Generator[Message, None, Gate]:
         """What the gate measured of the adapter once it had its turn; afterwards it answers under its name.
 
-        The turn is kept until an engine that has ended is known to have: nobody else shall be measured on what is left of it.
-        Raises as `_gate`, and `Invalid` when the engine ends each time.
+        The turn is kept until that is known, and once the engine has ended nobody else is sent to it meanwhile: what else it was
+        asked for then is not what ends it. Raises as `_gate`, and `Invalid` when the engine ends each time.
         """
-        for _ in range(DEATHS):
-            yield from _until(engine.wait_ready, engine, request, "starting the engine")
-            yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
-            try:
+        yield from _until(engine.wait_ready, engine, request, "starting the engine")
+        yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
+        try:
+            for _ in range(DEATHS):
                 yield from _until(engine.wait_ready, engine, request, "starting the engine")
                 yield _progress(request, "loading")
                 attempt = self.fleet.folder.attempt(adapter)
@@ -87,9 +110,10 @@ class Inference:
                 except Transient as error:
                     if not engine.ended(life):
                         raise
-                    last = error
-            finally:
-                engine.turn.release()
+                    last, engine.alone = error, True
+        finally:
+            engine.alone = False
+            engine.turn.release()
         raise Invalid(
             f"The engine of `{engine.base.name}` ended {DEATHS} times while it measured this adapter: {last}",
             "The engine's log says why. Train the item again, or replay the dead letter if something else ended the engine.",

@@ -2,9 +2,8 @@
 event loop; what waits for engines has a thread of its own, so that one that hangs holds up nobody's models.
 
 It looks at the runs that are open and starts the engines of their bases, so that these come up while datagen and trainer
-work; not more than `most` of them, because each takes memory. Of those that do not come up it says which are needed no
-more. A base that cannot be used is only logged: its items will
-say so when they come. Decides nothing about models (`fleet.py` does).
+work, as long as there are places for them; and it tells the fleet which bases are needed, and which have items that are scored.
+A base that cannot be used is only logged: its items will say so when they come. Decides nothing about models (`fleet.py` does).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from services.inference.fleet import Fleet
+from services.inference.places import NoPlace
 from understudy.belt.bus import Record
 from understudy.belt.contracts import Message, RunDeleted, RunRequested
 from understudy.belt.folds.run import AT
@@ -35,8 +35,8 @@ class Keeper:
 
     topics = ("run-requested", "run-control")
 
-    def __init__(self, fleet: Fleet, runs: Runs, plans: Plans, caught_up: Callable[[], bool], most: int) -> None:
-        self._fleet, self._runs, self._plans, self._caught_up, self._most = fleet, runs, plans, caught_up, most
+    def __init__(self, fleet: Fleet, runs: Runs, plans: Plans, caught_up: Callable[[], bool]) -> None:
+        self._fleet, self._runs, self._plans, self._caught_up = fleet, runs, plans, caught_up
         self._warmed: set[tuple[str, int]] = set()
         """Runs, with generation, that need no more warming."""
         self._looked = -PAUSE
@@ -65,9 +65,12 @@ class Keeper:
                 thread.join()
 
     def look(self) -> None:
-        """Let go of failing engines that no open run needs; start those that open runs will, of the oldest run first."""
+        """Tell the fleet what open runs need, and start the engines that they will, of the oldest run first."""
         runs = sorted(self._runs.open(), key=lambda run: (run.created_at, run.id))
-        self._fleet.let_go(set().union(*map(_needed, runs)))
+        scoring = [item for run in runs for item in run.items.values() if item.stage == "evaluating"]
+        scored = {item.base for item in scoring if item.progress}
+        self._fleet.note(set().union(*map(_needed, runs)), scored, {item.base for item in scoring} - scored)
+        self._fleet.let_go()
         self._warmed &= {(run.id, run.generation) for run in runs}
         for run in runs:
             if (run.id, run.generation) not in self._warmed and self._warm_for(run):
@@ -76,24 +79,20 @@ class Keeper:
     def _warm_for(self, run: RunState) -> bool:
         """Whether the run needs no more warming."""
         needed = _needed(run)
-        if not needed & self._fleet.bases() and len(self._fleet.bases()) >= self._most:
-            return False
         try:
             plan = self._plans.get(run.plan)
         except UnderstudyError as error:
             log.warning("run %s: %s", run.id, error)
             return not isinstance(error, Transient)
-        complete = True
         for number, base in enumerate(plan.bases):
-            warm = self._fleet.bases()
-            if base.name in needed and (base.name in warm or len(warm) < self._most):
+            if base.name in needed:
                 try:
-                    self._fleet.engine_of(plan, number)
+                    self._fleet.ensure(*self._fleet.of_plan(plan, number), warm=True)
+                except NoPlace:
+                    return False
                 except UnderstudyError as error:
                     log.warning("run %s, base `%s`: %s", run.id, base.name, error)
-            elif base.name in needed:
-                complete = False
-        return complete
+        return True
 
     def _keep(self) -> None:
         with interruptible(self._stop):

@@ -15,11 +15,16 @@ import sys
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from services.inference.guard import KEY
 from services.inference.settings import InferenceSettings
 from understudy.bases import Base, resolve
 from understudy.errors import FATAL_EXIT, Invalid, UnderstudyError
 from understudy.service.child import Child
+from understudy.service.token import internal_token
+from understudy.settings import PROJECT
 
+MOST_ANSWERS = 128
+"""Answers to one prompt, and beams, that one request may ask for; OpenAI's own bound."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
@@ -74,6 +79,7 @@ class Process(Protocol):
 def spawn(base: Base, settings: InferenceSettings, port: int, rank: int) -> Process:
     """Start vLLM for `base` on `port`, ready for adapters of `rank`."""
     line, env = command(base, settings, port, rank), environment(base, settings)
+    env[KEY] = internal_token(settings)
     return Child(line, log=log_file(settings, base), env=env, cwd=working_directory(base))
 
 
@@ -90,7 +96,10 @@ def become(settings: InferenceSettings) -> NoReturn:
         raise Invalid(why, "Mount there what inference writes adapters to.") from error
     os.chdir(working_directory(base) or ".")
     line = command(base, settings, settings.port, covering_rank(settings.max_lora_rank), host=settings.host)
-    os.execve(line[0], line, {**os.environ, **environment(base, settings)})
+    env = {**os.environ, **environment(base, settings)}
+    if settings.internal_token:  # else it is open in its network: who else is there, the operator decides
+        env[KEY] = internal_token(settings)
+    os.execve(line[0], line, env)
 
 
 def environment(base: Base, settings: InferenceSettings) -> dict[str, str]:
@@ -106,6 +115,8 @@ def environment(base: Base, settings: InferenceSettings) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
+        "VLLM_MAX_N_SEQUENCES": str(MOST_ANSWERS),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),  # for `guard.py`
     }
     if settings.engine_device == "cpu":
         # Eager mode still compiles one small function at the first request for log-probabilities; where there is no C++ compiler,
@@ -126,7 +137,7 @@ def command(base: Base, settings: InferenceSettings, port: int, rank: int, host:
     line += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", "4", "--max-cpu-loras", "16"]
     line += ["--lora-target-modules", *TARGETS.split()]
     line += ON_CPU.split() if on_cpu else ["--gpu-memory-utilization", str(settings.gpu_memory)]
-    line += ["--disable-uvicorn-access-log"]
+    line += ["--middleware", "services.inference.guard.Guard", "--disable-fastapi-docs", "--disable-uvicorn-access-log"]
     if base.revision:
         line += ["--revision", base.revision, "--tokenizer-revision", base.revision]
     if base.template:

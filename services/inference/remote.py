@@ -11,6 +11,7 @@ from services.inference.client import EngineClient
 from services.inference.engine import POLL, Engine
 from understudy.errors import UnderstudyError
 from understudy.interrupt import Interrupted
+from understudy.service.token import internal_token
 
 WATCH = 2.0
 """Seconds between two looks at one that answers."""
@@ -21,7 +22,9 @@ class Remote(Engine):
 
     def tend(self) -> None:
         url = self.settings.engine_url.rstrip("/")
-        with EngineClient(url) as client:
+        if self.settings.internal_token:  # only one that the operator set: it has to know the same
+            self.key = internal_token(self.settings)
+        with EngineClient(url, self.key) as client:
             while not self.stopping.wait(WATCH if self.url else POLL):
                 try:
                     self._look(client, url)

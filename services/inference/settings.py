@@ -28,8 +28,9 @@ class InferenceSettings(Settings):
     hold_seconds: float = Field(default=60, ge=0)
     """How long a request waits for an engine that is starting before it is answered with 503."""
 
-    warm_engines: int = Field(default=4, ge=0)
-    """Engines that are started before the first item of a run needs one; more than these start only when asked for."""
+    max_engines: int = Field(default=4, ge=1)
+    """Engines at once. Each takes memory: of a small base on a CPU some 2 GB. When another is needed, the least recently used idle
+    one is ended; when none is idle, it is waited for."""
     engine_url: HttpUrl = ""
     """An engine that runs elsewhere and sees the same folder of adapters. Empty: engines are our children."""
     engine_device: Literal["cpu", "cuda"] = "cpu"

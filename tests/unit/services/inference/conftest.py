@@ -27,6 +27,7 @@ from understudy.belt.topics import topic_of
 from understudy.plan import Item, Plan
 from understudy.recipe import Lora, Training
 from understudy.service.child import Child
+from understudy.service.token import internal_token
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import Plans, put_plan
 from understudy.terms import Artifact
@@ -86,9 +87,11 @@ def make_base(tmp_path: Path) -> Callable[..., Base]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, make_base: Callable[..., Base]) -> InferenceSettings:
+def settings(tmp_path: Path, make_base: Callable[..., Base], request: pytest.FixtureRequest) -> InferenceSettings:
+    """Its parameter is how many engines there may be."""
     make_base("tiny")
-    return InferenceSettings(data=tmp_path, models=tmp_path / "models", hold_seconds=5)
+    most = getattr(request, "param", 4)
+    return InferenceSettings(data=tmp_path, models=tmp_path / "models", hold_seconds=5, max_engines=most)
 
 
 @pytest.fixture
@@ -184,7 +187,8 @@ def launch(processes: list[Child]) -> Callable[..., Child]:
             command = [sys.executable, "-S", "-c", BROKEN, base.name]
         if base.name.startswith("slow"):
             command = ["sleep", "600"]
-        processes.append(Child(command, log=log_file(settings, base)))
+        env = {"VLLM_API_KEY": internal_token(settings)}
+        processes.append(Child(command, log=log_file(settings, base), env=env))
         return processes[-1]
 
     return launch
@@ -208,7 +212,7 @@ def plans(store: FsspecArtifactStore) -> Plans:
 @pytest.fixture
 def idle_keeper(fleet: Fleet, log: Log, plans: Plans) -> Keeper:
     """A keeper that does what it is told to: `look`, once for each call."""
-    keeper = Keeper(fleet, log.runs, plans, lambda: log.caught_up, most=2)
+    keeper = Keeper(fleet, log.runs, plans, lambda: log.caught_up)
     log.listeners.append(keeper)
     return keeper
 

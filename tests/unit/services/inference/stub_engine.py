@@ -25,18 +25,35 @@ class Handler(BaseHTTPRequestHandler):
     folder = Path()
     adapters: dict[str, str] = {}  # noqa: RUF012
     lock = Lock()
-    busy = most = 0
+    busy = most = under_way = 0
     lost = False
 
     def do_GET(self) -> None:
         if self.path == "/health":
             return self.answer(503 if self.lost else 200, {})
+        if not self.authorized():
+            return self.answer(401, {"error": {"message": "no key"}})
         if self.path == "/most":
             return self.answer(200, {"most": Handler.most, "busy": Handler.busy})
         return self.answer(200, {"data": [{"id": name} for name in (self.base, *self.adapters)]})
 
     def do_POST(self) -> None:
         body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self.authorized():
+            return self.answer(401, {"error": {"message": "no key"}})
+        with self.lock:
+            Handler.under_way += 1
+        try:
+            return self.asked(body)
+        finally:
+            with self.lock:
+                Handler.under_way -= 1
+
+    def authorized(self) -> bool:
+        key = os.environ.get("VLLM_API_KEY")
+        return not key or self.path == "/most" or self.headers.get("authorization") == f"Bearer {key}"
+
+    def asked(self, body: dict[str, Any]) -> None:
         name = body.get("lora_name", "")
         if self.path == "/v1/load_lora_adapter":
             if (Path(body["lora_path"]) / "bad").exists():
@@ -81,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(content)))
+        self.send_header("x-understudy-under-way", str(Handler.under_way))
         self.end_headers()
         self.wfile.write(content)
 

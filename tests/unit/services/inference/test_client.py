@@ -16,6 +16,7 @@ from understudy.errors import Transient
 from understudy.interrupt import Interrupted, interruptible
 from understudy.service.child import Child
 from understudy.service.ports import free_ports
+from understudy.service.token import internal_token
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def engine(
 ) -> Iterator[EngineClient]:
     (port,) = free_ports(1)
     process = launch(base, settings, port, 16)
-    with EngineClient(f"http://127.0.0.1:{port}") as client:
+    with EngineClient(f"http://127.0.0.1:{port}", internal_token(settings)) as client:
         eventually(client.healthy)
         yield client
     process.stop()

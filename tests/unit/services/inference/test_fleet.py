@@ -253,7 +253,7 @@ def test_a_base_that_is_not_the_one_of_the_plan_is_refused(
     made = plan("tiny")
     (settings.models / "tiny" / "config.json").write_text('{"max_position_embeddings": 256}')
     with pytest.raises(Invalid, match="was changed since the run was planned"):
-        fleet.engine_of(made, 0)
+        fleet.of_plan(made, 0)
     assert not fleet.bases()
 
 
@@ -262,7 +262,9 @@ def test_an_engine_is_made_for_the_largest_adapter_it_has_served_or_will_get(
 ) -> None:
     served("ft:one", put("one"), rank=64)
     assert fleet.ensure(base, 8).rank == 64
-    assert fleet.engine_of(plan("tiny", rank=128), 0).rank == 128, "before its base is served, or it would restart then"
+    assert fleet.ensure(*fleet.of_plan(plan("tiny", rank=128), 0)).rank == 128, (
+        "before its base is served, or it would restart then"
+    )
 
 
 def test_many_at_once_start_one_engine(

@@ -170,14 +170,13 @@ def test_what_is_said_to_do_about_an_engine_that_does_not_come_up_works(
     request_of: RequestOf,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Repaired beside the weights: replayed once it is let go. With other weights: only a new run."""
+    """Repaired beside the weights: replayed, and its engine is started anew. With other weights: only a new run."""
     base = make_base("broken")
     request = request_of(plan("broken"), "base@broken")
-    with pytest.raises(Invalid, match=r"no longer calls the engine failing, replay the dead letter.*new run .*--fresh"):
+    with pytest.raises(Invalid, match=r"half a minute .*replay the dead letter.*new run .*--fresh"):
         list(inference.serve(request))
-    monkeypatch.setattr("services.inference.fleet.RECENT", 0.0)
-    fleet.let_go(())
-    assert not fleet.states()
+    assert [state.state for state in fleet.states()] == ["failing"]
+    monkeypatch.setattr("services.inference.fleet.AGAIN", 0.0)
     (Path(base.path) / "repaired").touch()
     replayed = request.model_copy(update={"attempt": 2})
     assert [type(message) for message in drain(inference.serve(replayed))] == [ModelServed, ScoringRequested]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from services.inference.settings import InferenceSettings
 from understudy.bases import Base
 from understudy.belt.contracts import (
     CancelRequested,
-    ItemFailed,
     ItemPlanned,
     ModelServed,
     RunClosed,
@@ -65,7 +65,7 @@ def end(log: Any) -> Callable[..., None]:
 @pytest.fixture
 def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was asked for before now."""
-    monkeypatch.setattr(module, "RECENT", 0.0)
+    monkeypatch.setattr(module, "FORGOTTEN", 0.0)
 
 
 @pytest.mark.usefixtures("keeper")
@@ -79,6 +79,7 @@ def test_a_run_that_comes_is_seen_at_once(
 def test_the_bases_of_an_open_run_are_warm_and_each_has_one_engine(
     fleet: Fleet,
     idle_keeper: Keeper,
+    base: Base,
     ask: Callable[..., None],
     plan: Callable[..., Plan],
     make_base: Callable[..., Base],
@@ -92,29 +93,40 @@ def test_the_bases_of_an_open_run_are_warm_and_each_has_one_engine(
     ask("two", plan("tiny", rank=64))
     idle_keeper.look()
     eventually(lambda: len(processes) == 3 and fleet.route("tiny"))
-    assert fleet.engine_of(plan("tiny"), 0).rank == 64, (
-        "restarted for the larger adapters before the first of them comes"
-    )
+    assert fleet.ensure(base, 8).rank == 64, "restarted for the larger adapters before the first of them comes"
     idle_keeper.look()
     assert [state.state for state in fleet.states()] == ["ready", "ready"]
     assert len(processes) == 3
 
 
-def test_no_more_are_started_than_the_bound_says_and_then_when_they_are_asked_for(
+@pytest.mark.parametrize("settings", [2], indirect=True)
+def test_no_more_are_started_than_there_are_places_and_none_that_a_run_needs_makes_room(
     fleet: Fleet,
     idle_keeper: Keeper,
     ask: Callable[..., None],
+    end: Callable[..., None],
     plan: Callable[..., Plan],
     make_base: Callable[..., Base],
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Once no open run needs it, it does."""
+    monkeypatch.setattr("services.inference.places.REST", 0.0)
     for name in ("b", "c", "d"):
         make_base(name)
-    ask("one", plan("tiny", "b", "c", "d"))
-    for _ in range(2):
+    ask("one", plan("tiny", "b", "c"))
+    ask("two", plan("d"))
+    for _ in range(3):
         idle_keeper.look()
-        assert fleet.bases() == {"tiny", "b"}, "the fixture's bound is two"
-    fleet.engine_of(plan("tiny", "b", "c", "d"), 3)
-    assert fleet.bases() == {"tiny", "b", "d"}
+        assert fleet.bases() == {"tiny", "b"}, "the oldest run's come first"
+    end("one")
+
+    def looked() -> bool:
+        idle_keeper.look()
+        return "d" in fleet.bases()
+
+    eventually(looked)
+    assert len(fleet.bases()) == 2
 
 
 def test_a_run_that_is_over_warms_nothing(
@@ -174,7 +186,7 @@ def test_a_base_whose_engine_does_not_come_up_warms_no_second_one(
 
 @pytest.mark.usefixtures("long_ago")
 @pytest.mark.parametrize("how", ["cancelled", "deleted"])
-def test_a_failing_engine_is_let_go_when_the_last_run_that_needs_it_is_over(
+def test_a_failing_engine_is_forgotten_and_one_that_is_up_stays_when_their_run_is_over(
     fleet: Fleet,
     idle_keeper: Keeper,
     ask: Callable[..., None],
@@ -185,78 +197,55 @@ def test_a_failing_engine_is_let_go_when_the_last_run_that_needs_it_is_over(
     eventually: Eventually,
     how: str,
 ) -> None:
-    """With its thread and its process; one that is up stays."""
+    """With its thread and its process, whether an open run has items that are not there yet or not: these have it started anew."""
     make_base("broken")
     ask("one", plan("broken", "tiny"))
-    ask("two", plan("broken"))
     idle_keeper.look()
     eventually(lambda: [state.state for state in fleet.states()] == ["failing", "ready"])
+    idle_keeper.look()
+    idle_keeper.look()
+    assert fleet.bases() == {"tiny"}, "nor is it started for that run again"
     end("one", how)
     idle_keeper.look()
-    assert fleet.bases() == {"broken", "tiny"}
-    end("two", how)
-    idle_keeper.look()
-    assert fleet.bases() == {"tiny"}
     assert [state.base for state in fleet.states()] == ["tiny"]
     eventually(lambda: "engine-broken" not in {thread.name for thread in threading.enumerate()})
     assert sum(process.poll() is None for process in processes) == 1
     assert fleet.route("tiny")
 
 
-@pytest.mark.usefixtures("long_ago")
-def test_a_failing_engine_is_let_go_although_its_run_goes_on_with_other_bases(
-    fleet: Fleet,
-    idle_keeper: Keeper,
-    log: Any,
-    ask: Callable[..., None],
-    plan: Callable[..., Plan],
-    make_base: Callable[..., Base],
-    eventually: Eventually,
-) -> None:
-    make_base("broken")
-    made = plan("broken", "tiny")
-    ask("one", made)
-    idle_keeper.look()
-    eventually(lambda: [state.state for state in fleet.states()] == ["failing", "ready"])
-    for item in made.items:
-        if made.base_of(item).name == "broken":
-            log.say(ItemFailed(run="one", item=item.name, station="inference", reason="it does not come up"))
-    for _ in range(2):
-        idle_keeper.look()
-        assert fleet.bases() == {"tiny"}, "nor is it started for that run again"
-
-
-def test_a_failing_engine_that_was_let_go_is_started_again_for_a_request(
+def test_a_failing_engine_is_started_anew_for_a_request_and_not_for_each(
     fleet: Fleet,
     idle_keeper: Keeper,
     served: Callable[..., ModelServed],
     make_base: Callable[..., Base],
+    processes: list[Child],
     eventually: Eventually,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While somebody asks, it stays, and the request hears why there is no answer."""
+    """What it died of is told where keys for runs are asked for, not to whoever may ask a model."""
     broken = make_base("broken")
     served("broken", base="broken")  # it came up once
     engine = fleet.ensure(broken, 8)
-    eventually(lambda: engine.failure)
-    idle_keeper.look()
-    assert fleet.bases() == {"broken"}, "asked for a moment ago"
-    monkeypatch.setattr(module, "RECENT", 0.5)
-    engine.asked -= 1
-    assert fleet.want("broken") == engine.failure
-    idle_keeper.look()
-    assert fleet.bases() == {"broken"}
-    engine.asked -= 1
-    idle_keeper.look()
-    assert not fleet.bases()
-    assert fleet.want("broken") is None
+    eventually(lambda: engine.gave_up)
+    tries = len(processes)
+    for _ in range(20):
+        assert "GET /v1/engines says why" in str(fleet.want("broken"))
+        fleet.settle()
+        idle_keeper.look()
+    assert len(processes) == tries
+    (state,) = fleet.states()
+    assert state.state == "failing"
+    assert "SafetensorError" in str(state.reason)
+    (Path(broken.path) / "repaired").touch()
+    monkeypatch.setattr(module, "AGAIN", 0.0)
+    fleet.want("broken")
     fleet.settle()
-    assert fleet.bases() == {"broken"}
-    eventually(lambda: "SafetensorError" in str(fleet.want("broken")))
+    eventually(lambda: fleet.route("broken"))
+    assert len(processes) == tries + 1
 
 
 @pytest.mark.usefixtures("long_ago")
-def test_the_engine_of_the_base_in_the_settings_is_tried_for_ever(
+def test_the_engine_of_the_base_in_the_settings_is_told_of_for_ever(
     fleet: Fleet, idle_keeper: Keeper, make_base: Callable[..., Base], eventually: Eventually
 ) -> None:
     """It may be a machine of its own that comes up after an hour."""

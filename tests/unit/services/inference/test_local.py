@@ -74,7 +74,7 @@ def test_one_whose_core_has_died_is_started_again_before_its_server_has_noticed(
     assert engine.failure is None
 
 
-def test_an_engine_that_keeps_dying_by_itself_says_why_and_is_tried_on(
+def test_an_engine_that_keeps_dying_by_itself_says_why_and_is_given_up(
     settings: InferenceSettings, make_base: Callable[..., Base], launch: Callable[..., Child], eventually: Eventually
 ) -> None:
     base = make_base("broken")
@@ -94,11 +94,10 @@ def test_an_engine_that_keeps_dying_by_itself_says_why_and_is_tried_on(
         assert engine.failure
         assert "SafetensorError: incomplete metadata" in engine.failure
         assert str(log_file(settings, base)) in engine.failure
+        eventually(lambda: not engine.alive)
         tries = len(seen)
-        (Path(base.path) / "repaired").touch()
-        eventually(lambda: len(seen) > tries)
-        assert engine.wait_ready(20)
-        assert (engine.failure, engine.trouble) == (None, None)
+        time.sleep(0.5)
+        assert len(seen) == tries
     finally:
         engine.close()
 
@@ -120,9 +119,11 @@ def test_an_engine_that_is_killed_while_it_starts_is_no_failure(
     assert engine.wait_ready(10)
 
 
-def died(deaths: Deaths, *at: float, why: str = OWN, killed: bool = False, served: float = 0.0) -> list[bool]:
+def died(
+    deaths: Deaths, *at: float, why: str = OWN, killed: bool = False, served: float = 0.0, used: bool = False
+) -> list[bool]:
     """Whether each of these deaths, at so many seconds, made a failure; every life was ten seconds long."""
-    return [deaths.add(now - 10, now, served, killed, why)[0] for now in at]
+    return [deaths.add(now - 10, now, served, used, killed, why)[0] for now in at]
 
 
 def test_one_that_dies_by_itself_fails_after_a_minute_of_the_same() -> None:
@@ -190,9 +191,20 @@ def test_what_was_well_meanwhile_begins_anew_and_chance_does_not_excuse_a_base_t
     assert died(deaths, 71) == [True]
 
 
-def test_one_that_comes_up_each_time_has_not_failed_whatever_ends_it() -> None:
-    """An adapter that ends it must not take those with it that wait: whoever is measured counts."""
-    assert not any(died(Deaths(PATIENCE), *(20.0 * n for n in range(1, 30)), served=5))
+def test_one_that_comes_up_each_time_and_dies_of_what_it_is_asked_has_not_failed() -> None:
+    """An adapter or a request that ends it must not take those with it that wait: whoever is measured counts."""
+    assert not any(died(Deaths(PATIENCE), *(20.0 * n for n in range(1, 60)), served=5, used=True))
+    assert not any(died(Deaths(PATIENCE), *(90.0 * n for n in range(1, 30)), served=70)), "it served well meanwhile"
+
+
+def test_one_that_comes_up_and_dies_before_anybody_asked_fails_after_five_minutes() -> None:
+    times = [20.0 * n for n in range(1, 16)]
+    assert not any(died(Deaths(PATIENCE), *times, served=0.5))
+    assert died(Deaths(PATIENCE), *times, 350, served=0.5)[-1]
+    deaths = Deaths(PATIENCE)
+    died(deaths, *times, served=0.5)
+    died(deaths, 310, served=5, used=True)
+    assert died(deaths, 350, served=0.5) == [True], "a request between does not excuse it"
 
 
 def test_an_engine_that_is_waited_for_ends_at_once(

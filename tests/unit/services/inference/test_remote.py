@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from pydantic import SecretStr
 
 from services.inference.fleet import Fleet
 from services.inference.keeper import Keeper
@@ -25,7 +26,8 @@ Eventually = Callable[..., None]
 @pytest.fixture
 def elsewhere(settings: InferenceSettings) -> InferenceSettings:
     (port,) = free_ports(1)
-    return settings.model_copy(update={"engine_url": f"http://127.0.0.1:{port}", "engine_timeout": 1.0})
+    where = {"engine_url": f"http://127.0.0.1:{port}", "engine_timeout": 1.0}
+    return settings.model_copy(update={**where, "internal_token": SecretStr("what-both-were-told")})
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def engine(base: Base, elsewhere: InferenceSettings) -> Iterator[Remote]:
 def far(elsewhere: InferenceSettings, log: object, store: FsspecArtifactStore, plans: Plans) -> Iterator[Fleet]:
     """A fleet whose engine is elsewhere, with its keeper at work."""
     fleet = Fleet(elsewhere, log.models, lambda: True, store, Remote)  # type: ignore[attr-defined]
-    keeper = Keeper(fleet, log.runs, plans, lambda: True, most=2)  # type: ignore[attr-defined]
+    keeper = Keeper(fleet, log.runs, plans, lambda: True)  # type: ignore[attr-defined]
     keeper.start()
     yield fleet
     keeper.close()
