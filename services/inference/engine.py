@@ -59,8 +59,8 @@ class Engine(ABC):
         """Requests that it had in hand a second ago."""
         self.turn = threading.Lock()
         """Of whoever measures log-probabilities: one at a time, because each takes much memory."""
-        self.alone = False
-        """Whether who has the turn shall have it alone: nobody else is sent to it."""
+        self.wary: set[str] = set()
+        """Adapters that were measured on it when it ended, and have to be again: until then no request is sent to it."""
         self.key = ""
         """What its guard wants to see."""
         self.stopping = threading.Event()

@@ -104,7 +104,7 @@ class Fleet:
     def route(self, model: str) -> str | None:
         """URL of the engine that serves `model` now, else None. On the path of every request: two look-ups and the time."""
         engine = self._of_model.get(model)
-        if engine is None or engine.alone:
+        if engine is None or engine.wary:
             return None
         engine.used = time.monotonic()
         return engine.url

@@ -93,27 +93,31 @@ class Inference:
     ) -> Generator[Message, None, Gate]:
         """What the gate measured of the adapter once it had its turn; afterwards it answers under its name.
 
-        The turn is kept until that is known, and once the engine has ended nobody else is sent to it meanwhile: what else it was
-        asked for then is not what ends it. Raises as `_gate`, and `Invalid` when the engine ends each time.
+        The turn is kept until an engine that has ended is known to have: nobody else shall be measured on what is left of it. From
+        then on until this is over no request is sent to the engine: what else it was asked for is not what ends it again.
+        Raises as `_gate`, and `Invalid` when the engine ends each time.
         """
-        yield from _until(engine.wait_ready, engine, request, "starting the engine")
-        yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
         try:
             for _ in range(DEATHS):
                 yield from _until(engine.wait_ready, engine, request, "starting the engine")
-                yield _progress(request, "loading")
-                attempt = self.fleet.folder.attempt(adapter)
-                yield _progress(request, "checking against training")
-                life = engine.lives
+                yield from _until(_turn_on(engine), engine, request, "waiting for its turn on the engine")
                 try:
-                    return self._gate(engine, attempt, name)
-                except Transient as error:
-                    if not engine.ended(life):
-                        raise
-                    last, engine.alone = error, True
+                    yield from _until(engine.wait_ready, engine, request, "starting the engine")
+                    yield _progress(request, "loading")
+                    attempt = self.fleet.folder.attempt(adapter)
+                    yield _progress(request, "checking against training")
+                    life = engine.lives
+                    try:
+                        return self._gate(engine, attempt, name)
+                    except Transient as error:
+                        if not engine.ended(life):
+                            raise
+                        engine.wary.add(name)
+                        last = error
+                finally:
+                    engine.turn.release()
         finally:
-            engine.alone = False
-            engine.turn.release()
+            engine.wary.discard(name)
         raise Invalid(
             f"The engine of `{engine.base.name}` ended {DEATHS} times while it measured this adapter: {last}",
             "The engine's log says why. Train the item again, or replay the dead letter if something else ended the engine.",
