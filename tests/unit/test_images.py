@@ -13,7 +13,9 @@ import yaml
 from understudy.terms import STATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-MAY_DIFFER = re.compile(r"#|RUN .* python install\.py |ARG TORCH=cpu$|COPY models |RUN install -d .* /data/served$")
+MAY_DIFFER = re.compile(
+    r"#|RUN .* python install\.py |ARG TORCH=cpu$|COPY models |RUN install -d .* /data/served$|ENV UNDERSTUDY_INTERNAL_PORT=8001$"
+)
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("engine", *STATIONS)
@@ -68,6 +70,38 @@ def test_the_gateway_is_the_one_door_and_opens_to_this_machine_alone() -> None:
         if "ports" in service and not service.get("profiles")
     }
     assert base == {"inference": ["${UNDERSTUDY_PUBLISH:-127.0.0.1:8000}:8000"]}
+
+
+def test_the_gateway_knows_where_it_is_published_and_the_others_find_it_where_it_is_not() -> None:
+    own = SERVICES["inference"]["environment"]
+    (port,) = SERVICES["inference"]["ports"]
+    assert f"{own['UNDERSTUDY_PUBLISH']}:8000" == port
+    (internal,) = [line.split("=")[1] for line in dockerfile("inference") if "INTERNAL_PORT" in line]
+    for station in STATIONS:
+        assert SERVICES[station]["environment"]["UNDERSTUDY_GATEWAY"] == f"http://inference:{internal}"
+
+
+def test_nobody_is_in_a_network_without_need() -> None:
+    members = {
+        network: {name for name, service in SERVICES.items() if network in service["networks"]}
+        for network in COMPOSE["networks"]
+    }
+    assert members == {
+        "belt": {*STATIONS, "prometheus"},
+        "bus": {*STATIONS, "kafka"},
+        "engine": {"inference", "engine", "prometheus"},
+        "monitoring": {"prometheus", "grafana"},
+    }
+    assert COMPOSE["networks"]["bus"] == {"internal": True}
+    assert "CONTROLLER://localhost:" in SERVICES["kafka"]["environment"]["KAFKA_LISTENERS"]
+
+
+def test_tls_changes_what_the_gateway_says_and_nothing_else() -> None:
+    override = yaml.safe_load((ROOT / "compose.tls.yaml").read_text())["services"]
+    assert set(override) == {"inference"}
+    assert set(override["inference"]) == {"environment", "volumes"}
+    mounted = {volume["target"] for volume in override["inference"]["volumes"] if volume["read_only"]}
+    assert set(override["inference"]["environment"].values()) == mounted
 
 
 def test_who_needs_the_bus_waits_until_it_is_healthy() -> None:

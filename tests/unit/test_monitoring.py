@@ -102,11 +102,11 @@ def test_the_files_fit_together() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     asked = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
     source = yaml.safe_load((MONITORING / "grafana/datasources/prometheus.yml").read_text())["datasources"][0]
-    assert set(asked["scrape_configs"][0]["dns_sd_configs"][0]["names"]) == set(compose) - {
-        "kafka",
-        "prometheus",
-        "grafana",
-    }
+    ports = {name: look["port"] for look in asked["scrape_configs"][0]["dns_sd_configs"] for name in look["names"]}
+    assert ports == {"datagen": 8000, "trainer": 8000, "inference": 8001, "evaluator": 8000, "engine": 8000}
+    assert set(ports) == set(compose) - {"kafka", "prometheus", "grafana"}
+    for name in ports:
+        assert set(compose[name]["networks"]) & set(compose["prometheus"]["networks"]), name
     assert source["jsonData"]["timeInterval"] == asked["global"]["scrape_interval"]
     for name in ("prometheus", "grafana"):
         assert compose[name]["profiles"] == ["monitoring"]

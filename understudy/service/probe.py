@@ -1,6 +1,7 @@
 """`python -m understudy.service.probe /healthz`: asks this container's own HTTP API, for images that have no curl.
 
-Exit code 0 when it answers with success, 1 otherwise. Knows no settings but the port, UNDERSTUDY_PORT.
+Exit code 0 when it answers with success, 1 otherwise. Knows no settings but the ports: UNDERSTUDY_INTERNAL_PORT, else
+UNDERSTUDY_PORT.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from http.client import HTTPConnection, HTTPException
 
 def main(path: str) -> int:
     """Exit code of the probe; says on stderr why it failed."""
-    connection = HTTPConnection("127.0.0.1", int(os.environ.get("UNDERSTUDY_PORT", "8000")), timeout=2)
+    internal, port = (int(os.environ.get(f"UNDERSTUDY_{name}") or 0) for name in ("INTERNAL_PORT", "PORT"))
+    connection = HTTPConnection("127.0.0.1", internal or port or 8000, timeout=2)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -34,15 +34,21 @@ def port() -> Iterator[int]:
     server.server_close()
 
 
-def probe(port: int, path: str) -> subprocess.CompletedProcess[str]:
+def probe(port: int, path: str, **others: str) -> subprocess.CompletedProcess[str]:
     """As an image does it, with a proxy in the environment that must not be asked."""
-    env = {"UNDERSTUDY_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    env = {"UNDERSTUDY_PORT": str(port), "http_proxy": "http://127.0.0.1:9", **others}
     line = [sys.executable, "-m", "understudy.service.probe", path]
     return subprocess.run(line, env=env, cwd=PROJECT, capture_output=True, text=True, timeout=30)
 
 
 def test_an_api_that_answers_is_healthy(port: int) -> None:
     assert probe(port, "/healthz").returncode == 0
+
+
+def test_a_service_with_a_port_for_insiders_is_asked_there(port: int) -> None:
+    assert probe(9, "/healthz", UNDERSTUDY_INTERNAL_PORT=str(port)).returncode == 0
+    assert probe(port, "/healthz", UNDERSTUDY_INTERNAL_PORT="9").returncode == 1
+    assert probe(port, "/healthz", UNDERSTUDY_INTERNAL_PORT="0").returncode == 0
 
 
 def test_a_refusal_is_not_and_its_reason_is_said(port: int) -> None:
