@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
+from understudy.embedded.stackfile import running
 from understudy.service.machine import available_memory, cores
 from understudy.service.ports import holder, is_free
+from understudy.service.published import beyond_loopback, is_loopback
+from understudy.settings import Settings
 
 Status = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -38,7 +42,7 @@ def check(name: str, status: Status, detail: str, remedy: str) -> Check:
 
 
 def machine(data: Path, models: Path, port: int = 8000) -> Iterator[Check]:
-    """Cores, memory, disk, data folder, port, bundled model."""
+    """Cores, memory, disk, data folder, port, who comes in, bundled model."""
     usable = cores()
     yield check("cores", "ok" if usable >= 2 else "warn", str(usable), "It works, slowly: two or more are better.")
     memory = available_memory() / GIB
@@ -47,6 +51,7 @@ def machine(data: Path, models: Path, port: int = 8000) -> Iterator[Check]:
     yield check("disk", _grade(disk, 5, 1), f"{disk:.1f} GiB free under {data}", "Free some, or choose another --data.")
     yield _writable(data)
     yield _port(port)
+    yield _published(data)
     yield _model(models)
 
 
@@ -74,6 +79,22 @@ def _port(port: int) -> Check:
         return Check("port", "ok", f"{port} is free")
     who = holder(port)  # a warning only: `understudy run` takes any free port
     return Check("port", "warn", f"{port} is in use{f' by {who}' if who else ''}", "understudy up --port OTHER")
+
+
+def _published(data: Path) -> Check:
+    """Who comes in at the gateway: the one of the stack that is up, else the one that the environment speaks of."""
+    settings = Settings()
+    if endpoint := running(data, "endpoint"):
+        at, tls, beyond = endpoint, endpoint.startswith("https"), not is_loopback(urlsplit(endpoint).hostname or "")
+    else:
+        at, tls, beyond = (
+            settings.publish or f"{settings.host}, once it is up",
+            bool(settings.tls_cert),
+            beyond_loopback(settings),
+        )
+    detail = f"{at}: {'keys are required' if beyond else 'for this machine alone, keys are optional'}, {'TLS' if tls else 'no TLS'}"
+    remedy = "Whoever listens on the way reads keys and prompts: set UNDERSTUDY_TLS_CERT and UNDERSTUDY_TLS_KEY."
+    return check("published", "warn" if beyond and not tls else "ok", detail, remedy)
 
 
 def _model(models: Path) -> Check:

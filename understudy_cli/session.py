@@ -54,14 +54,14 @@ def session(server: str | None, data: Path, err: Console) -> Iterator[Session]:
 
 
 @contextmanager
-def started(data: Path, port: int, err: Console, base: str | None = None) -> Iterator[Stack]:
+def started(data: Path, port: int, err: Console, base: str | None = None, host: str = "127.0.0.1") -> Iterator[Stack]:
     """A stack of our own, ready, stopped at the end."""
 
     def say(line: str) -> None:
         err.print(line)
 
     need_services()
-    stack = Stack(data, port, base, say=say)
+    stack = Stack(data, port, base, host, say=say)
     stack.start()
     try:
         with err.status("starting the services …") as status:

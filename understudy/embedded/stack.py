@@ -1,17 +1,22 @@
 """The embedded stack: four services as child processes of this one, on one data folder, behind one port.
 
-`with Stack(data, port) as stack: stack.wait_ready(...)`. A thread watches the children: one that dies comes back on its
-port after a pause that doubles; one that says it cannot go on (`FATAL_EXIT`), or ends five times in a row, ends the stack
-with its last words; of kills from outside, ten minutes of them do. However this process ends, so do the services
-(`child.py`) and the lock on the data folder (`stackfile.py`): nothing stale is left to clean up.
+`with Stack(data, port) as stack: stack.wait_ready(...)`. The gateway may listen for others too, the other services never do:
+then, or with TLS, it has a second port on loopback, where the others and the commands of this machine ask it.
 
-Does not know what the services do, only that they answer /readyz on `UNDERSTUDY_PORT`. Does not run on several machines (Kubernetes does).
+A thread watches the children: one that dies comes back on its port after a pause that doubles; one that says it cannot go
+on (`FATAL_EXIT`), or ends five times in a row, ends the stack with its last words; of kills from outside, ten minutes of
+them do. However this process ends, so do the services (`child.py`) and the lock on the data folder (`stackfile.py`): nothing
+stale is left to clean up.
+
+Does not know what the services do, only that they answer /readyz on `UNDERSTUDY_PORT`, or the gateway's on
+`UNDERSTUDY_INTERNAL_PORT`. Does not run on several machines (Kubernetes does).
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -29,12 +34,16 @@ from understudy.errors import FATAL_EXIT, Fatal, disk_full
 from understudy.service.child import Child
 from understudy.service.log import last_words, rotate
 from understudy.service.ports import free_ports, holder, is_free
+from understudy.service.published import is_loopback
 from understudy.settings import PROJECT, Settings
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.terms import STATIONS
 
 GATEWAY = "inference"
 """The service that has the public port; it goes last, because the others ask it."""
+GATEWAY_ALONE = tuple(
+    f"UNDERSTUDY_{name}" for name in ("PUBLISH", "INTERNAL_PORT", "INTERNAL_HOST", "TLS_CERT", "TLS_KEY")
+)
 COMMANDS: Mapping[str, Sequence[str]] = {name: (sys.executable, "-m", f"services.{name}") for name in STATIONS}
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 HEALTHY_AFTER = 30.0
@@ -74,6 +83,8 @@ class Stack:
     """Of the gateway; 0 takes a free one."""
     base: str | None = None
     """Base model to have ready at once, before any run asks for one."""
+    host: str = "127.0.0.1"
+    """What the gateway listens on."""
     commands: Mapping[str, Sequence[str]] = field(default_factory=lambda: COMMANDS)
     say: Callable[[str], None] = lambda line: None
     """Told about every restart."""
@@ -82,6 +93,8 @@ class Stack:
 
     def __post_init__(self) -> None:
         self.data = self.data.resolve()
+        self._inside = 0
+        """Of the gateway, for insiders, where `port` is not for them."""
         self._services: dict[str, _Service] = {}
         self._lock_fd = -1
         self._ended = threading.Event()
@@ -89,8 +102,14 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Of the gateway."""
-        return f"http://127.0.0.1:{self.port}"
+        """Of the gateway, for those on this machine."""
+        return f"http://127.0.0.1:{self._inside or self.port}"
+
+    @property
+    def endpoint(self) -> str:
+        """Of the gateway, for its users."""
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        return f"{'https' if Settings().tls_cert else 'http'}://{_at(host, self.port)}"
 
     def start(self) -> None:
         """Take the data folder and the port, start all services; they are not ready yet."""
@@ -98,15 +117,17 @@ class Stack:
         try:
             _check_versions(self.data)
             self._take_port()
-            spare = (port for port in free_ports(len(self.commands) + 1) if port != self.port)
+            spare = (port for port in free_ports(len(self.commands) + 2) if port != self.port)
+            self._inside = next(spare) if not is_loopback(self.host) or Settings().tls_cert else 0
             ports = {name: self.port if name == GATEWAY else next(spare) for name in self.commands}
             env = self._environment(ports)
             self._env = {name: env | {"UNDERSTUDY_PORT": str(port)} for name, port in ports.items()}
+            if GATEWAY in self._env:
+                self._env[GATEWAY] |= self._of_the_gateway()
             for name, command in self.commands.items():
                 rotate(self._log(name))
-                self._services[name] = _Service(
-                    name, command, ports[name], self._spawn(name, command), time.monotonic()
-                )
+                port = self._inside if name == GATEWAY and self._inside else ports[name]
+                self._services[name] = _Service(name, command, port, self._spawn(name, command), time.monotonic())
             self._thread.start()
         except BaseException:
             self.stop()
@@ -131,7 +152,7 @@ class Stack:
                     self._ended.wait(0.2)
         on_change(dict(waiting))
         ports = {name: service.port for name, service in self._services.items()}
-        announce(self.data, self.url, ports)
+        announce(self.data, self.url, self.endpoint, ports)
 
     def check(self) -> None:
         """Raise why the stack ended by itself, if it did."""
@@ -181,7 +202,7 @@ class Stack:
         if not self.port:
             (self.port,) = free_ports(1)
         deadline = time.monotonic() + PORT_PATIENCE
-        while not is_free(self.port):
+        while not self._is_free():
             if time.monotonic() > deadline:
                 who = holder(self.port)
                 raise Fatal(
@@ -190,11 +211,20 @@ class Stack:
                 )
             time.sleep(0.1)
 
+    def _is_free(self) -> bool:
+        try:
+            return is_free(self.port, self.host)
+        except OSError as error:
+            what = f"Cannot listen on {_at(self.host, self.port)}: {error.strerror}"
+            raise Fatal(what, "Choose another with --port or --host.") from error
+
     def _environment(self, ports: Mapping[str, int]) -> dict[str, str]:
         paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         env = {
             "UNDERSTUDY_DATA": str(self.data),
             "UNDERSTUDY_HOST": "127.0.0.1",
+            # What is said of the gateway is not for the others, nor what is said of one in containers for this one.
+            **dict.fromkeys(GATEWAY_ALONE, ""),
             "UNDERSTUDY_GATEWAY": self.url,
             "UNDERSTUDY_MODELS": str(Settings().models.resolve()),
             "UNDERSTUDY_MEMBER": "0",
@@ -206,7 +236,19 @@ class Stack:
             for name, port in ports.items()
             if name != GATEWAY
         }
+        if is_loopback(self.host):  # who asks is who has started us, so what they may name is theirs to say
+            env["UNDERSTUDY_BASES"] = os.environ.get("UNDERSTUDY_BASES") or "*"
         return env | ({"UNDERSTUDY_BASE": self.base} if self.base else {})
+
+    def _of_the_gateway(self) -> dict[str, str]:
+        settings = Settings()
+        env = {"UNDERSTUDY_HOST": self.host, "UNDERSTUDY_PUBLISH": _at(self.host, self.port)}
+        if self._inside:
+            env |= {"UNDERSTUDY_INTERNAL_PORT": str(self._inside), "UNDERSTUDY_INTERNAL_HOST": "127.0.0.1"}
+        for name, path in (("CERT", settings.tls_cert), ("KEY", settings.tls_key)):
+            if path:
+                env[f"UNDERSTUDY_TLS_{name}"] = str(path.expanduser().absolute())
+        return env
 
     def _spawn(self, name: str, command: Sequence[str]) -> Child:
         # cwd is not the user's: `-m` puts it first on the import path, and there may be a file called like one of our modules.
@@ -258,6 +300,10 @@ class Stack:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (service.deaths + service.kills - 1))
         service.restart_at = now + pause
         self.say(f"{service.name} {how}; starting it again")
+
+
+def _at(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_versions(data: Path) -> None:

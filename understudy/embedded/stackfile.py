@@ -1,7 +1,7 @@
 """What a running stack leaves in its data folder: the lock (who is up), `stack.json` (where), and the logs.
 
     <data>/stack.lock     held by flock while a stack is up, so it dies with the process, however that ends; holds the pid
-    <data>/stack.json     {version, url, pid, ports}, there only while the stack is ready
+    <data>/stack.json     {version, url, endpoint, pid, ports}, there only while the stack is ready
     <data>/logs/*.log     what each service said; one older generation is kept
 
 Does not start anything (`stack.py`).
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from understudy.errors import Fatal, disk_full
 
@@ -43,10 +44,10 @@ def lock(data: Path) -> int:
     raise Fatal(f"A stack is already up on {data}", "Use it, stop it, or choose another folder with --data.")
 
 
-def announce(data: Path, url: str, ports: Mapping[str, int]) -> None:
-    """Tell everyone where the stack answers."""
+def announce(data: Path, url: str, endpoint: str, ports: Mapping[str, int]) -> None:
+    """Tell everyone where the stack answers: who is on this machine (`url`), and its users (`endpoint`)."""
     partial = data / "stack.partial"
-    content = {"version": VERSION, "url": url, "pid": os.getpid(), "ports": dict(ports)}
+    content = {"version": VERSION, "url": url, "endpoint": endpoint, "pid": os.getpid(), "ports": dict(ports)}
     partial.write_text(json.dumps(content), encoding="utf-8")
     partial.replace(data / "stack.json")
 
@@ -56,7 +57,7 @@ def forget(data: Path) -> None:
     (data / "stack.json").unlink(missing_ok=True)
 
 
-def running(data: Path) -> str | None:
+def running(data: Path, whose: Literal["url", "endpoint"] = "url") -> str | None:
     """URL of the stack that is up on `data`; empty while it starts or stops; None when there is none."""
     try:
         descriptor = os.open(data / "stack.lock", os.O_RDONLY)
@@ -69,7 +70,7 @@ def running(data: Path) -> str | None:
         try:
             where = json.loads((data / "stack.json").read_text(encoding="utf-8"))
             owner = os.pread(descriptor, 32, 0).decode()
-            return str(where["url"]) if str(where["pid"]) == owner else ""
+            return str(where[whose]) if str(where["pid"]) == owner else ""
         except (OSError, ValueError, KeyError, TypeError):
             return ""
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from pathlib import Path
 
@@ -10,15 +11,17 @@ LISTEN = "0A"
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server can listen on `port` now."""
-    with socket.socket() as probe:
+    """Whether nobody listens on `port` now. Raises `OSError` when it cannot be listened on anyway."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
         )  # as servers do: connections in TIME_WAIT are no obstacle
         try:
             probe.bind((host, port))
             probe.listen()
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
     return True
 

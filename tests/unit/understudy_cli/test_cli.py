@@ -508,6 +508,26 @@ def test_doctor_tells_what_is_missing_and_never_the_key(cli: Cli, monkeypatch: p
     assert os.environ["OPENAI_API_KEY"]
 
 
+@pytest.mark.parametrize(
+    ("publish", "tls", "status", "says"),
+    [
+        ("127.0.0.1:8000", "", "ok", "127.0.0.1:8000: for this machine alone, keys are optional, no TLS"),
+        ("", "", "ok", "127.0.0.1, once it is up: for this machine alone"),
+        ("0.0.0.0:8000", "", "warn", "0.0.0.0:8000: keys are required, no TLS"),
+        ("8000", "cert.pem", "ok", "8000: keys are required, TLS"),
+    ],
+)
+def test_doctor_says_who_comes_in(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, publish: str, tls: str, status: str, says: str
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_PUBLISH", publish)
+    monkeypatch.setenv("UNDERSTUDY_TLS_CERT", tls)
+    (check,) = [check for check in json.loads(cli("doctor", "--json")[1]) if check["name"] == "published"]
+    assert check["status"] == status
+    assert says in check["detail"]
+    assert ("UNDERSTUDY_TLS_CERT" in check["remedy"]) is (status == "warn")
+
+
 def test_pull_brings_every_file_whole_and_says_where_the_card_is(cli: Cli, server: str, tmp_path: Path) -> None:
     """Under its own name only once it is complete; a folder that has something in it is not touched."""
     code, out, err = cli("pull", "ft:seedling:quick:mine", "mine", "--server", server)

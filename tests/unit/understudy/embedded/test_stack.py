@@ -22,6 +22,7 @@ from understudy.embedded import stackfile
 from understudy.embedded.stack import Stack
 from understudy.embedded.stackfile import running
 from understudy.errors import Fatal
+from understudy.service.ports import free_ports
 
 SERVICE = """
 import http.server, os, pathlib, signal, sys, time
@@ -47,7 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
         self.wfile.write(body)
     def log_message(self, *_): pass
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["UNDERSTUDY_PORT"])), Handler).serve_forever()
+port = os.environ.get("UNDERSTUDY_INTERNAL_PORT") or os.environ["UNDERSTUDY_PORT"]
+http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 """
 
 
@@ -114,6 +116,56 @@ def test_ready_stack_tells_everyone_where_the_others_are(stack: Stack) -> None:
         f"http://127.0.0.1:{port}" for name, port in ports.items() if name != "inference"
     }
     assert running(stack.data) == stack.url
+
+
+def test_who_starts_a_stack_for_this_machine_says_which_bases_there_are(stack: Stack) -> None:
+    for port in where(stack).values():
+        seen = environment(port)
+        assert seen["UNDERSTUDY_BASES"] == "*"
+        assert seen["UNDERSTUDY_HOST"] == "127.0.0.1"
+    assert environment(stack.port)["UNDERSTUDY_PUBLISH"] == f"127.0.0.1:{stack.port}"
+
+
+def test_only_the_gateway_listens_for_others_and_insiders_find_it_elsewhere(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says about a gateway: of this one only what this stack says holds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNDERSTUDY_TLS_CERT", "cert.pem")
+    monkeypatch.setenv("UNDERSTUDY_TLS_KEY", str(tmp_path / "key.pem"))
+    monkeypatch.setenv("UNDERSTUDY_PUBLISH", "127.0.0.1:8000")
+    monkeypatch.setenv("UNDERSTUDY_INTERNAL_PORT", "8001")
+    (port,) = free_ports(1)
+    with Stack(tmp_path / "data", port, host="0.0.0.0", commands=commands(), grace=2) as stack:
+        stack.wait_ready(timeout=30)
+        assert stack.endpoint == f"https://{socket.gethostname()}:{port}"
+        assert running(stack.data, "endpoint") == stack.endpoint
+        inside = where(stack)["inference"]
+        assert inside != port
+        assert stack.url == running(stack.data) == f"http://127.0.0.1:{inside}"
+        seen = {name: environment(at) for name, at in where(stack).items()}
+    gateway = seen.pop("inference")
+    told = {
+        name: gateway[f"UNDERSTUDY_{name}"] for name in ("HOST", "PORT", "PUBLISH", "INTERNAL_HOST", "INTERNAL_PORT")
+    }
+    assert told == {
+        "HOST": "0.0.0.0",
+        "PORT": str(port),
+        "PUBLISH": f"0.0.0.0:{port}",
+        "INTERNAL_HOST": "127.0.0.1",
+        "INTERNAL_PORT": str(inside),
+    }
+    assert gateway["UNDERSTUDY_TLS_CERT"] == str(tmp_path / "cert.pem"), "a service's own folder is another"
+    for other in seen.values():
+        assert other["UNDERSTUDY_HOST"] == "127.0.0.1"
+        assert other["UNDERSTUDY_GATEWAY"] == stack.url
+        assert not {name for name in supervisor_module.GATEWAY_ALONE if other[name]}
+    assert not {name for name, env in {"inference": gateway, **seen}.items() if "UNDERSTUDY_BASES" in env}
+
+
+def test_an_address_that_is_not_ours_is_said(tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]]) -> None:
+    with pytest.raises(Fatal, match=r"Cannot listen on 192\.0\.2\.1:8123: .* --host"):
+        Stack(tmp_path / "data", 8123, host="192.0.2.1", commands=commands()).start()
 
 
 def test_dead_service_comes_back_on_its_port(stack: Stack) -> None:
