@@ -61,6 +61,17 @@ class Running:
     def models(self) -> Path:
         return self.folder / "models"
 
+    @property
+    def token(self) -> str:
+        return (self.folder / "data" / "internal-token").read_text().strip()
+
+    def engine(self, base: str = "tiny") -> str:
+        """URL of the engine itself."""
+        line, *_ = self.processes(
+            "api_server.entry", f"engine-{base}"
+        ).values()  # of the server, or of who looks after it
+        return f"http://127.0.0.1:{line.split('--port ')[1].split()[0]}"
+
     def bus(self) -> EmbeddedBus:
         return EmbeddedBus(self.folder / "data" / "bus.sqlite")
 
@@ -181,6 +192,39 @@ def engines(service: Running) -> dict[str, str]:
 def test_the_engine_of_an_open_run_is_warm_before_its_first_item_comes(service: Running) -> None:
     requests.begin(service.bus(), service.store(), "warm", service.plan("tiny"))
     until(lambda: engines(service) == {"tiny": "ready"}, 120)
+
+
+def test_an_engine_answers_nobody_but_us_and_says_what_it_has_in_hand(service: Running) -> None:
+    """All that it offers, its own doors for SageMaker among them: vLLM's key alone leaves most of these open."""
+    url, mine = service.engine(), {"authorization": f"Bearer {service.token}"}
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as web:
+        for path in (
+            "/invocations",
+            "/tokenize",
+            "/v1/completions",
+            "/v1/load_lora_adapter",
+            "/v1/responses",
+            "/nowhere",
+        ):
+            assert web.post(path, json={"model": "tiny", "prompt": "x"}).status_code == 401, path
+        for path in ("/v1/models", "/version", "/ping", "/load", "/docs", "/openapi.json"):
+            assert web.get(path).status_code == 401, path
+        assert web.get("/openapi.json", headers=mine).status_code == 404
+        assert web.get("/metrics").status_code == 200
+        assert web.get("/health", headers={"host": "rebound.example"}).status_code == 403
+        assert web.get("/health").headers["x-understudy-under-way"] == "0"
+        long = {"model": "tiny", "prompt": [[5]] * 64, "max_tokens": 400, "ignore_eos": True}
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(
+                lambda: httpx.post(f"{url}/v1/completions", json=long, headers=mine, timeout=300, trust_env=False)
+            )
+            until(lambda: web.get("/health").headers["x-understudy-under-way"] == "1", 10)
+            assert asked.result().status_code == 200
+        assert web.get("/health").headers["x-understudy-under-way"] == "0"
+        many = web.post("/v1/completions", json={"model": "tiny", "prompt": "x", "n": 129}, headers=mine)
+        assert many.status_code == 400
+        beams = {"model": "tiny", "prompt": "x", "n": 129, "use_beam_search": True, "temperature": 0}
+        assert web.post("/v1/completions", json=beams, headers=mine).status_code == 400
 
 
 def test_base_and_adapters_answer_the_unmodified_sdk(service: Running, client: openai.OpenAI) -> None:
@@ -311,15 +355,13 @@ def test_retiring_an_adapter_that_was_used_does_not_end_the_engine(
     service: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the service does it, without the ten minutes. Removed before it is unloaded, it would end all models at the next request."""
-    line, *_ = service.processes("api_server.entry", "engine-tiny").values()  # of the server, or of who looks after it
-    engine = f"http://127.0.0.1:{line.split('--port ')[1].split()[0]}"
     name = service.served(service.plan("tiny"), ("w0@tiny", "one"), run="retired")[0]
     assert say(client, name)
     (core,) = service.processes("EngineCore", "engine-tiny")
     monkeypatch.setattr(folder_module, "GRACE", -1.0)
     served = Folder(service.folder / "data" / "served", service.store())
     others = {path.name for path in (service.folder / "data" / "served").glob("ft:*")} - {name}
-    with EngineClient(engine) as direct:
+    with EngineClient(service.engine(), service.token) as direct:
         served.retire({*others, *served_attempts(service)}, direct.unload)
         assert not served.path(name).exists()
         with pytest.raises(Invalid, match="does not exist"):

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from services.inference.guard import KEY
 from services.inference.launch import become, command, environment, log_file, working_directory
 from services.inference.settings import InferenceSettings
 from understudy.bases import PLAIN_TEMPLATE, Base, resolve
 from understudy.errors import Invalid
+from understudy.service.token import internal_token
 
 
 def test_the_command_line_follows_base_and_settings(settings: InferenceSettings) -> None:
@@ -66,6 +69,26 @@ def test_an_engine_of_its_own_has_the_options_of_ours_and_answers_other_machines
     (settings.data / "file").touch()
     with pytest.raises(Invalid, match="Mount there what inference writes"):
         become(settings.model_copy(update={"base": "tiny", "data": settings.data / "file"}))
+
+
+def test_an_engine_of_its_own_asks_for_a_key_if_the_operator_set_one(
+    settings: InferenceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever is in its network may ask: a file of its own would be a token that nobody else knows."""
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "execve", lambda *call: environments.append(call[2]))
+    monkeypatch.setattr(os, "chdir", lambda _: None)
+    monkeypatch.delenv(KEY, raising=False)
+    open_one = settings.model_copy(update={"base": "tiny"})
+    for each in (open_one, open_one.model_copy(update={"internal_token": SecretStr("what-both-were-told")})):
+        become(each)
+    assert [env.get(KEY) for env in environments] == [None, "what-both-were-told"]
+
+
+def test_no_key_is_on_the_command_line(settings: InferenceSettings) -> None:
+    """Which everybody on the machine can read, and vLLM writes to its log."""
+    token = internal_token(settings)
+    assert token not in " ".join(command(resolve("tiny", settings.models), settings, 1234, 16))
 
 
 def test_a_hub_name_makes_one_log_file(settings: InferenceSettings) -> None:
