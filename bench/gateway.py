@@ -1,6 +1,8 @@
 """What the gateway costs: completions sent straight to a stub engine, through the gateway, and through a plain proxy of
 FastAPI and httpx, in turns in one run.
 
+Keys are asked for and usage is counted, as where the gateway is published.
+
 Prints time added to a request at the median, and requests per second of one core, which is the figure to compare on a
 busy machine: requests divided by the CPU seconds of the proxy's process. The stub answers at once with 700 bytes.
 Does not measure streaming or a real engine.
@@ -24,7 +26,14 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from services.inference.admission import Admission
 from services.inference.gateway import Gateway
+from services.inference.sessions import Sessions
+from services.inference.usage import Usage
+from understudy.belt.apikeys import mint
+from understudy.belt.bus import Record
+from understudy.belt.contracts import KeyMade
+from understudy.belt.folds.keys import Keys
 from understudy.service.ports import free_ports
 
 CLIENTS, ROUNDS = 32, 3
@@ -32,7 +41,11 @@ REQUEST = b'{"model": "base", "messages": [{"role": "user", "content": "%s"}], "
 ANSWER = b'{"id": "chatcmpl-1", "object": "chat.completion", "choices": [{"message": {"content": "%s"}}]}' % (
     b"x" * 600
 )
-HEADERS = b"content-type: application/json\r\nauthorization: Bearer none\r\nuser-agent: bench\r\naccept: */*\r\n"
+KEY, MADE = mint("bench", ("inference",))
+os.environ.setdefault("BENCH_KEY", MADE.model_dump_json())  # the processes that this one starts read it
+HEADERS = (
+    b"content-type: application/json\r\nauthorization: Bearer %s\r\nuser-agent: bench\r\naccept: */*\r\n" % KEY.encode()
+)
 
 
 class Stub(asyncio.Protocol):
@@ -68,7 +81,10 @@ def gateway(port: int, engine: str) -> None:
     async def nothing(scope: Any, receive: Any, send: Any) -> None:
         raise NotImplementedError
 
-    app = Gateway(nothing, Routes(), {}, "token", max_body=1 << 20, hold_seconds=1)
+    keys = Keys()
+    keys.read(KeyMade.model_validate_json(os.environ["BENCH_KEY"]), Record("keys", 0, 0, time.time(), b""))
+    admission = Admission(keys, Sessions("token", keys), "token", required=True)
+    app = Gateway(nothing, Routes(), {}, "token", admission, Usage(), max_body=1 << 20, hold_seconds=1)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off")
 
 

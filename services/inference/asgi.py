@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+import time
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 from services.inference.upstream import HOP_BY_HOP, Exchange
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from services.inference.usage import Tap
+from understudy.service.web import Receive, Send
 
 NOT_PASSED_ON = (HOP_BY_HOP | {b"date", b"server"}) - {b"content-length"}
 """Response headers that our own server writes. The length stays: without it ours would send chunks."""
@@ -23,6 +21,16 @@ class Gone(Exception):
 
 class TooLarge(Exception):
     """The request body is longer than allowed."""
+
+
+class TooSlow(Exception):
+    """The request body came too slowly."""
+
+
+LONGEST_PAUSE = 30.0
+"""Seconds in which some of a body must come,"""
+LOOKED_AT, SLOWEST = 60.0, 1024
+"""and after so many seconds so many bytes a second of it must have come."""
 
 
 class Hangup:
@@ -57,8 +65,12 @@ class Hangup:
             self._exchange.abort()
 
 
-async def feed(exchange: Exchange, receive: Receive) -> None:
-    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange."""
+async def feed(exchange: Exchange, receive: Receive) -> bool:
+    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange.
+
+    Drops it, and returns True, when the body comes too slowly.
+    """
+    slow = False
     try:
         async for piece in pieces(receive):
             await exchange.write(piece)
@@ -66,13 +78,16 @@ async def feed(exchange: Exchange, receive: Receive) -> None:
         await receive()
     except Gone:
         pass
+    except TooSlow:
+        slow = True
     except OSError:  # the server reads no further: its answer says why
-        return
+        return False
     exchange.abort()
+    return slow
 
 
 async def read(receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises `TooLarge` and `Gone`."""
+    """The whole request body. Raises `TooLarge`, `TooSlow` and `Gone`."""
     body, size = [], 0
     async for piece in pieces(receive):
         body.append(piece)
@@ -83,24 +98,37 @@ async def read(receive: Receive, limit: int) -> bytes:
 
 
 async def pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """The request body as it comes. Raises `Gone`."""
+    """The request body as it comes. Raises `Gone` and `TooSlow`."""
+    began, size = time.monotonic(), 0
     while True:
-        event = await receive()
+        try:
+            async with asyncio.timeout(LONGEST_PAUSE):
+                event = await receive()
+        except TimeoutError:
+            raise TooSlow from None
         if event["type"] != "http.request":
             raise Gone
-        yield event.get("body", b"")
+        piece = event.get("body", b"")
+        size += len(piece)
+        if (passed := time.monotonic() - began) > LOOKED_AT and size < passed * SLOWEST:
+            raise TooSlow
+        yield piece
         if not event.get("more_body"):
             return
 
 
-async def answer(exchange: Exchange, send: Send, bodyless: bool = False) -> None:
-    """Pass the response on, piece by piece."""
+async def answer(exchange: Exchange, send: Send, bodyless: bool = False, tap: Tap | None = None) -> None:
+    """Pass the response on, piece by piece; `tap` reads along."""
     headers = [header for header in exchange.headers if header[0] not in NOT_PASSED_ON]
     await send({"type": "http.response.start", "status": exchange.status, "headers": headers})
     more = not bodyless
     while more:
         piece = await exchange.body()
         more = not exchange.complete
+        if tap:
+            piece = tap.feed(piece) if more else tap.feed(piece) + tap.end()
+            if not piece and more:
+                continue
         await send({"type": "http.response.body", "body": piece, "more_body": more})
     if bodyless:
         await send({"type": "http.response.body", "body": b""})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from starlette.middleware.cors import CORSMiddleware
+
+from services.inference.admission import Admission
 from services.inference.api import router
 from services.inference.fleet import Fleet
 from services.inference.gateway import Gateway
@@ -9,10 +12,17 @@ from services.inference.handlers import Inference
 from services.inference.keeper import Keeper
 from services.inference.local import Local
 from services.inference.remote import Remote
+from services.inference.sessions import Sessions
 from services.inference.settings import InferenceSettings
+from services.inference.usage import Usage
 from understudy.bases import resolve
+from understudy.belt.folds.keys import Keys
+from understudy.belt.folds.reader import Reader
+from understudy.errors import Fatal
 from understudy.service.doors import passed_on
 from understudy.service.host import Kernel, Service
+from understudy.service.published import beyond_loopback
+from understudy.service.web import App
 
 
 def build(settings: InferenceSettings, kernel: Kernel) -> Service:
@@ -24,6 +34,42 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     kernel.reader.add(keeper)
     urls = {"datagen": settings.datagen_url, "trainer": settings.trainer_url, "evaluator": settings.evaluator_url}
     families = {family: (station, urls[station]) for family, station in passed_on().items()}
+
+    keys, usage = Keys(), Usage()
+    sessions = Sessions(kernel.token, keys)
+    kernel.reader.add(keys)
+    required = settings.keys_required()
+    if required and not _somebody_has_a_key(kernel):
+        raise Fatal(
+            "The gateway can be reached from other machines, and nobody has a key yet",
+            "`understudy keys create --first` makes one; with compose: "
+            "`docker compose run --rm --entrypoint understudy inference keys create --first`.",
+        )
+
+    def wrap(app: App, inside: bool) -> App:
+        """A gateway of its own for each listener, because each has an event loop of its own."""
+        admission = Admission(
+            keys,
+            sessions,
+            kernel.token,
+            required=required,
+            hosts=_listed(settings.hosts),
+            origins=_listed(settings.cors),
+            inside=inside and (bool(settings.internal_port) or not beyond_loopback(settings)),
+        )
+        gateway: App = Gateway(
+            app,
+            fleet,
+            families,
+            kernel.token,
+            admission,
+            usage,
+            max_body=settings.max_body,
+            hold_seconds=settings.hold_seconds,
+        )
+        if not (origins := _listed(settings.cors)):
+            return gateway
+        return CORSMiddleware(gateway, allow_origins=sorted(origins), allow_methods=["*"], allow_headers=["*"])
 
     def start() -> None:
         keeper.start()
@@ -37,9 +83,18 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     return Service(
         lanes=(Inference(fleet, kernel.plans, settings.gate_tolerance).lane(),),
         router=router(fleet, kernel.store),
-        wrap=lambda app, inside: Gateway(
-            app, fleet, families, kernel.token, max_body=settings.max_body, hold_seconds=settings.hold_seconds
-        ),
+        wrap=wrap,
         start=start,
         close=close,
     )
+
+
+def _somebody_has_a_key(kernel: Kernel) -> bool:
+    """What the bus says now; the fold that serves requests is read later."""
+    keys = Keys()
+    Reader(kernel.bus, (keys,)).load()
+    return keys.any_alive()
+
+
+def _listed(setting: str) -> frozenset[str]:
+    return frozenset(each.strip().lower() for each in setting.split(",") if each.strip())

@@ -1,9 +1,9 @@
 """The one endpoint, as an ASGI layer in front of this service's own API.
 
-Completions go to the engine that has the model, byte for byte both ways: only `model` is read from the body. Other
-families of OpenAI's API go to the service that has them. Everything else falls through to the app behind. A request
-for an engine that is starting waits; it is sent again only when no byte of an answer had come. Does not know what is
-in a completion, and starts no engine itself (`fleet.py`).
+Nothing gets further than `admission.py` lets it. Completions go to the engine that has the model, byte for byte both ways,
+within bounds (`question.py`). Other families of OpenAI's API go to the service that has them. Everything else falls through to
+the app behind. A request for an engine that is starting waits; it is sent again only where nobody can have begun to work on
+it. What says who a client is goes no further than here. Starts no engine itself (`fleet.py`).
 """
 
 from __future__ import annotations
@@ -11,26 +11,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
-from services.inference.asgi import App, Gone, Hangup, Receive, Scope, Send, TooLarge, answer, feed, read
+from services.inference.admission import Admission, Caller, Refused
+from services.inference.asgi import Gone, Hangup, TooLarge, TooSlow, answer, feed, read
 from services.inference.meter import Family, Meter
+from services.inference.question import Question, Wrong, asking_for_usage, check, question
 from services.inference.upstream import Exchange, Headers, Lost, Upstream
+from services.inference.usage import Tap, Usage
 from understudy.errors import NotFound, UnderstudyError
-from understudy.service.doors import hot
-from understudy.service.token import HEADER, OWNER
-from understudy.service.web import error_response
+from understudy.service.doors import family, hot
+from understudy.service.token import HEADER, KEY_ID, OWNER
+from understudy.service.web import App, Receive, Scope, Send, error_response
 
 COMPLETIONS = hot()
+OURS = (b"authorization", b"proxy-authorization", b"cookie", b"forwarded", HEADER, OWNER, KEY_ID)
+"""Headers that say who somebody is, or where from: those behind believe only us."""
+FROM_PROXIES = b"x-forwarded-"
 OWN = "own"
 """What the metrics call this service's own API."""
 LOOK_AGAIN = 0.05
 """Seconds between two looks at an engine that is starting."""
-SENDS = 3
-"""Times one request is given to an engine that ends the connection on it."""
+MOST_OF_AN_ERROR = 1 << 20
+"""Bytes."""
 
 
 class Routes(Protocol):
@@ -43,15 +49,8 @@ class Routes(Protocol):
         """Bring `model` up; why that fails, if it does. Raises `NotFound`."""
 
 
-class Answered(Exception):
-    """The request is answered by us, with this error."""
-
-    def __init__(self, response: JSONResponse) -> None:
-        self.response = response
-
-
 class Gateway:
-    """ASGI application; `families` maps a path prefix to the URL of the service that has it."""
+    """ASGI application; `families` maps a path prefix to the service that has it and its URL, `token` is the installation's."""
 
     def __init__(
         self,
@@ -59,77 +58,106 @@ class Gateway:
         routes: Routes,
         families: Mapping[str, tuple[str, str]],
         token: str,
+        admission: Admission,
+        usage: Usage,
         *,
         max_body: int,
         hold_seconds: float,
     ) -> None:
         self._app, self._routes, self._families = app, routes, families
+        self._admission, self._usage = admission, usage
         self._max_body, self._hold = max_body, hold_seconds
         self._token = (HEADER, token.encode())
+        self._bearer = (b"authorization", b"Bearer " + token.encode())
         self._upstream = Upstream()
         self._metrics = {name: Family(name) for name in (*COMPLETIONS, *families, OWN)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["path"] in COMPLETIONS and scope["method"] == "POST":
-            with Meter(self._metrics[scope["path"]], send) as meter:
-                await self._complete(scope, receive, meter.send)
-        elif (prefix := "/".join(scope["path"].split("/", 3)[:3])) in self._families:
-            with Meter(self._metrics[prefix], send) as meter:
-                await self._pass_on(*self._families[prefix], scope, receive, meter.send)
-        else:
-            with Meter(self._metrics[OWN], send) as meter:
-                await self._app(scope, receive, meter.send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        name = family(scope["path"])
+        with Meter(self._metrics.get(name) or self._metrics[OWN], send) as meter:
+            try:
+                caller = self._admission.admit(scope)
+                with self._admission.counted(caller):
+                    if name in COMPLETIONS and scope["method"] == "POST":
+                        await self._complete(caller, scope, receive, meter.send)
+                    elif name in self._families:
+                        await self._pass_on(*self._families[name], caller, scope, receive, meter.send)
+                    else:
+                        headers = [*_anonymous(scope["headers"]), *_on_behalf_of(caller)]
+                        if b"cookie" in (cookies := dict(scope["headers"])):  # of the pages of this service
+                            headers.append((b"cookie", cookies[b"cookie"]))
+                        await self._app({**scope, "headers": headers}, receive, meter.send)
+            except Refused as refused:
+                await refused.response(scope, receive, meter.send)
 
-    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _complete(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read(receive, self._max_body)
-            model = _model_of(body)
+            asked = question(body)
+            if not caller.insider:
+                check(asked)
+            tap = None
+            if caller.key:
+                hide = bool(asked.stream) and not asked.wants_usage
+                tap = Tap(stream=bool(asked.stream), hide=hide)
+                body = asking_for_usage(body, asked) if hide else body
             async with Hangup(receive) as hangup:
-                url, exchange = await self._ask(model, scope, body, hangup)
+                url, exchange = await self._ask(asked, scope, body, hangup)
                 try:
-                    await answer(exchange, send)
+                    if exchange.status >= 400:
+                        await _in_our_shape(exchange, scope, receive, send)
+                    else:
+                        await answer(exchange, send, tap=tap)
                 finally:
                     self._upstream.release(url, exchange)
-        except Answered as early:
-            await early.response(scope, receive, send)
+                    if caller.key and tap:
+                        self._usage.add(caller.key, asked.model, tap.tokens)
+        except Wrong as wrong:
+            raise Refused(error_response(400, str(wrong), param=wrong.param)) from None
         except TooLarge:
             message = f"The request body is larger than {self._max_body} bytes. Send fewer or shorter messages."
-            await error_response(413, message, code="request_too_large")(scope, receive, send)
+            raise Refused(error_response(413, message, code="request_too_large")) from None
+        except TooSlow:
+            raise Refused(_too_slow()) from None
         except (Gone, Lost):  # nobody to tell, or too late: the missing end of the body says that the answer broke off
             pass
 
-    async def _ask(self, model: str, scope: Scope, body: bytes, hangup: Hangup) -> tuple[str, Exchange]:
-        """Send the request to the engine of `model` until an answer begins."""
-        give_up, losses, reason = time.monotonic() + self._hold, 0, "it is starting"
+    async def _ask(self, asked: Question, scope: Scope, body: bytes, hangup: Hangup) -> tuple[str, Exchange]:
+        """Send the request to the engine of its model until an answer begins."""
+        model, give_up, reason, again = asked.model, time.monotonic() + self._hold, "it is starting", True
         start = b"POST " + scope["raw_path"]
+        headers = [*_anonymous(scope["headers"]), self._bearer]
         while True:
             url = self._routes.route(model)
             if url is None:
                 try:
                     reason = self._routes.want(model) or reason
                 except NotFound as error:
-                    raise Answered(error_response(404, str(error), param="model", code="model_not_found")) from None
+                    raise Refused(error_response(404, str(error), param="model", code="model_not_found")) from None
                 except UnderstudyError as error:
                     reason, give_up = str(error), 0.0
                 url = self._routes.route(model)
             if url is not None:
                 try:
-                    return url, await self._send(url, start, scope["headers"], body, hangup)
+                    return url, await self._send(url, start, headers, body, hangup)
                 except OSError as error:
                     reason = f"it ended the connection ({error})"
                     if isinstance(error, Lost):
-                        losses += 1
-                        if error.started or losses >= SENDS:
-                            give_up = 0.0
-                        elif losses == 1 and hangup.still_there():  # a kept connection that had timed out: at once
+                        if again and error.idle and hangup.still_there():
+                            again = False  # the kept connection had timed out, so nobody has seen the request
                             continue
+                        give_up = 0.0  # the request may be what ended the engine: another shall not have it
             if not hangup.still_there():
                 raise Gone
             if time.monotonic() >= give_up:
                 message = f"The engine of `{model}` is not ready: {reason}. Try again in a moment."
-                raise Answered(_unavailable(message, "engine_not_ready"))
+                raise Refused(_unavailable(message, "engine_not_ready"))
             await asyncio.sleep(LOOK_AGAIN)
 
     async def _send(self, url: str, start: bytes, headers: Headers, body: bytes, hangup: Hangup) -> Exchange:
@@ -142,14 +170,14 @@ class Gateway:
             self._upstream.release(url, exchange)
             raise
 
-    async def _pass_on(self, name: str, url: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, name: str, url: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         """Reverse proxy to another service; the body is sent on while it comes, and never twice."""
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         start = scope["method"].encode() + b" " + target
-        began = False
+        began, feeder = False, None
+        headers = [*_anonymous(scope["headers"]), self._token, *_on_behalf_of(caller)]
         try:
-            headers = [header for header in scope["headers"] if header[0] not in (HEADER, OWNER)]
-            exchange = await self._upstream.open(url, start, [*headers, self._token])
+            exchange = await self._upstream.open(url, start, headers)
             feeder = asyncio.ensure_future(feed(exchange, receive))
             try:
                 await exchange.head()
@@ -159,27 +187,48 @@ class Gateway:
                 feeder.cancel()
                 exchange.abort()
         except OSError as error:
+            if feeder and feeder.done() and not feeder.cancelled() and feeder.result():
+                raise Refused(_too_slow()) from None
             if not began:  # else the missing end of the body says that the answer broke off
-                message = (
-                    f"The service that has {scope['path']} ({name}) does not answer: {error}. Try again in a moment."
-                )
-                await _unavailable(message, "service_unavailable")(scope, receive, send)
+                message = f"The service that has {scope['path'][:200]} ({name}) does not answer: {error}. Try again in a moment."
+                raise Refused(_unavailable(message, "service_unavailable")) from None
 
 
-def _model_of(body: bytes) -> str:
+def _anonymous(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Without what says who the client is, and without what is about its own connection."""
+    named = {each.strip().lower() for name, value in headers if name == b"connection" for each in value.split(b",")}
+    return [
+        header
+        for header in headers
+        if header[0] not in OURS and header[0] not in named and not header[0].startswith(FROM_PROXIES)
+    ]
+
+
+def _on_behalf_of(caller: Caller) -> list[tuple[bytes, bytes]]:
+    return [(OWNER, caller.name.encode()), (KEY_ID, caller.key.id.encode())] if caller.key else []
+
+
+async def _in_our_shape(exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    """An engine's error as OpenAI writes them: vLLM's codes are numbers, which clients in Rust and Java refuse."""
+    body = b""
+    while not exchange.complete and len(body) <= MOST_OF_AN_ERROR:
+        body += await exchange.body()
     try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Answered(error_response(400, f"The request body is not valid JSON: {error}")) from None
-    model = request.get("model") if isinstance(request, dict) else None
-    if not isinstance(model, str) or not model:
-        raise Answered(
-            error_response(400, "You must provide a `model`, as text. GET /v1/models lists them.", param="model")
-        )
-    return model
+        said: Any = orjson.loads(body)
+        said = said.get("error", said) if isinstance(said, dict) else {}
+    except orjson.JSONDecodeError:
+        said = {}
+    said = said if isinstance(said, dict) else {"message": said}
+    message = str(said.get("message") or said.get("detail") or f"The engine answered {exchange.status}")[:10_000]
+    param, code = (said.get(name) if isinstance(said.get(name), str) else None for name in ("param", "code"))
+    await error_response(exchange.status, message, param=param, code=code)(scope, receive, send)
 
 
-def _unavailable(message: str, code: str) -> JSONResponse:
+def _too_slow() -> JSONResponse:
+    return error_response(408, "The request's body came too slowly. Send it again, without pauses.", code="too_slow")
+
+
+def _unavailable(message: str, code: str) -> Response:
     response = error_response(503, message, code=code)
     response.headers["retry-after"] = "5"
     return response

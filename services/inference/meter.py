@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.inference.asgi import Send
+from understudy.service.web import Send
 
 REQUESTS = Counter("understudy_gateway_requests", "Requests that have ended", ["family", "code"])
 IN_FLIGHT = Gauge("understudy_gateway_requests_in_flight", "Requests that have not ended", ["family"])

@@ -25,18 +25,20 @@ HOP_BY_HOP = frozenset(
 class Lost(ConnectionError):
     """The server ended the connection before its response was complete."""
 
-    def __init__(self, reason: str, started: bool) -> None:
+    def __init__(self, reason: str, idle: bool) -> None:
         super().__init__(reason)
-        self.started = started
-        """Whether any byte of the response had come."""
+        self.idle = idle
+        """Whether the connection was one that had been kept, and no byte of a response came: it had most likely ended before."""
 
 
 class Exchange:
     """One request and its response on one connection; made by `Upstream.send`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunked: bool = False) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, chunked: bool = False, kept: bool = False
+    ) -> None:
         self.reader, self.writer = reader, writer
-        self._chunked = chunked
+        self._chunked, self._kept = chunked, kept
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
@@ -85,8 +87,8 @@ class Exchange:
                 self._parser.feed_data(data)
                 return
         except (OSError, httptools.HttpParserError) as error:
-            raise Lost(str(error), self.started) from error
-        raise Lost("connection closed", self.started)
+            raise Lost(str(error), self._kept and not self.started) from error
+        raise Lost("connection closed", self._kept and not self.started)
 
     # Called by the parser:
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -113,11 +115,12 @@ class Upstream:
     async def send(self, url: str, start: bytes, headers: Headers, body: bytes) -> Exchange:
         """Send a request (`start` is `METHOD target`); the response's head is still to come. Raises `OSError`.
 
-        A kept connection may turn out dead: then `head` raises `Lost` with nothing `started`.
+        A kept connection may turn out dead: then `head` raises `Lost`, `idle`.
         """
-        reader, writer = self._take(url) or await _connect(url)
+        kept = self._take(url)
+        reader, writer = kept or await _connect(url)
         writer.write(_head(url, start, headers, b"content-length: %d" % len(body)) + body)
-        return Exchange(reader, writer)
+        return Exchange(reader, writer, kept=kept is not None)
 
     async def open(self, url: str, start: bytes, headers: Headers) -> Exchange:
         """Send a request whose body is still to `write`, on a connection of its own, so that it is never sent twice."""
@@ -126,7 +129,7 @@ class Upstream:
         length = next((value for name, value in headers if name == b"content-length"), b"0")
         framing = b"transfer-encoding: chunked" if chunked else b"content-length: " + length
         writer.write(_head(url, start, headers, framing + b"\r\nconnection: close"))
-        return Exchange(reader, writer, chunked)
+        return Exchange(reader, writer, chunked=chunked)
 
     def release(self, url: str, exchange: Exchange) -> None:
         """Keep the connection for another request, or drop it."""
