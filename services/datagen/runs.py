@@ -5,14 +5,13 @@
 
 A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. What was asked for is on the
 bus, and in what everybody here is shown, when a method returns. All methods block; several replicas may do the same at
-the same time. Knows no HTTP (`api.py`) and remembers nothing: the locks only keep what one process begins and deletes
+the same time; `owner` is who asks. Knows no HTTP (`api.py`) and remembers nothing: the locks only keep what one process begins and deletes
 under the same id apart.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from services.datagen.pools import Pools
 from services.datagen.tasks import wanted
 from understudy import bases, plan, recipe
 from understudy.belt import history, requests
+from understudy.belt.folds.reader import shown
 from understudy.belt.folds.views import OVER, RunState, RunSummary
 from understudy.errors import NotFound, Transient
 from understudy.hints import meant
@@ -28,8 +28,6 @@ from understudy.service.host import Kernel
 from understudy.service.web import no_such_place
 from understudy.store import keys
 
-PATIENCE = 2.0
-"""Seconds in which what was published must have been read again."""
 MOST_KNOWN = 100
 """Runs, the newest, among which the one that was meant is looked for."""
 LOCKS = 64
@@ -48,7 +46,7 @@ class Desk:
     _locks: tuple[threading.Lock, ...] = field(default_factory=lambda: tuple(threading.Lock() for _ in range(LOCKS)))
     """A run's own, or one that it shares with others: what is begun must not lose its plan to a deletion under way."""
 
-    def begin(self, document: object, fresh: str = "") -> RunState:
+    def begin(self, document: object, fresh: str = "", owner: str = "") -> RunState:
         """The run that a recipe asks for: a new one, one that is there, or one that failed or was cancelled and goes on.
 
         Raises `Invalid` when the recipe, a base or a source is wrong.
@@ -66,20 +64,20 @@ class Desk:
             if state is None:
                 for each in wanted(planned):
                     self.pools.check(each)
-            requests.begin(self.kernel.bus, store, run, planned, generation)
+            requests.begin(self.kernel.bus, store, run, planned, generation, owner)
             return self._once(run, lambda state: state.generation >= generation)
 
-    def cancel(self, run: str, item: str | None = None) -> RunState:
+    def cancel(self, run: str, item: str | None = None, owner: str = "") -> RunState:
         """Wish that a run, or one of its items, ends; nothing happens to a run that is over. Raises `NotFound`."""
         self._caught_up()  # else the wish might be about an earlier generation
         state = self._of(run, item)
         if state.status in OVER:
             return state
-        requests.cancel(self.kernel.bus, run, state.generation, item)
+        requests.cancel(self.kernel.bus, run, state.generation, item, owner)
         control = self.kernel.control
         return self._once(run, lambda _: control.book(run).cancels(item or "", state.generation))
 
-    def delete(self, run: str) -> int:
+    def delete(self, run: str, owner: str = "") -> int:
         """Forget a run, also one that is not over; returns how many bytes of the store that freed. Raises `NotFound`.
 
         One that was deleted before has its store looked through again: perhaps that was away, or a station put something since.
@@ -90,8 +88,8 @@ class Desk:
             if runs.get(run) is None and runs.deleted(run):
                 return store.delete_all(keys.run(run))
             state = self.get(run)
-            freed = requests.delete(self.kernel.bus, store, run, state.generation)
-            _until(lambda: runs.deleted(run) >= state.generation)
+            freed = requests.delete(self.kernel.bus, store, run, state.generation, owner)
+            shown(lambda: runs.deleted(run) >= state.generation)
             return freed
 
     def get(self, run: str) -> RunState:
@@ -141,9 +139,9 @@ class Desk:
 
     def _once(self, run: str, shows: Callable[[RunState], bool]) -> RunState:
         """The state of a run as soon as it shows what was just published."""
-        if not _until(lambda: (state := self.kernel.runs.get(run)) is not None and shows(state)):
+        if not shown(lambda: (state := self.kernel.runs.get(run)) is not None and shows(state)):
             raise Transient(
-                f"What was asked of run `{run}` is on the bus, but was not read from it within {PATIENCE:g} s",
+                f"What was asked of run `{run}` is on the bus, but was not read from it in time",
                 "Look at the run, or ask again: that does no harm.",
             )
         return self.get(run)
@@ -151,13 +149,3 @@ class Desk:
 
 def _complete(state: RunState) -> bool:
     return all(item.stage in ("scored", "served") for item in state.items.values())
-
-
-def _until(met: Callable[[], bool]) -> bool:
-    """Whether that came about in time."""
-    deadline = time.monotonic() + PATIENCE
-    while not met():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True

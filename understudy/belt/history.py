@@ -19,7 +19,7 @@ from understudy.errors import Invalid, Unsupported
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 
-TOPICS = tuple(topic.name for topic in TABLE if c.Progress not in topic.messages)
+TOPICS = tuple(topic.name for topic in TABLE if c.Progress not in topic.messages and c.KeyMade not in topic.messages)
 LOG_LINES = 200
 """Of one training."""
 MOST_LOGS = 20
@@ -86,7 +86,7 @@ def _said(message: c.Message, record: Record) -> str:
     match message:
         case c.RunRequested():
             what = "taken up again" if generation else "asked for"
-            return f"{what}{generation}{again}: {message.items:,} items on {', '.join(message.bases) or 'no base'}"
+            return f"{what}{generation}{again}{_by(message.owner)}: {message.items:,} items on {', '.join(message.bases) or 'no base'}"
         case c.ItemPlanned():
             return f"planned{generation}: {message.what or 'nothing is trained'}, on {message.base}"
         case c.CancelRequested():

@@ -5,7 +5,9 @@ Also what is done with the log file of a child: its last words, and keeping it f
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,14 +15,21 @@ from pathlib import Path
 
 MOST_BYTES = 10 << 20
 """Of a log file before it is put aside."""
+_PLAIN = re.compile(r"[!#-~]+")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
-        extra = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD)
+        extra = " ".join(f"{key}={_shown(value)}" for key, value in vars(record).items() if key not in _STANDARD)
         return f"{line} {extra}" if extra else line
+
+
+def _shown(value: object) -> str:
+    """In quotes where it would look like more than one value, or like another line."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 def configure(service: str, level: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from understudy.belt.bus import Bus, Record
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PAUSE = 1.0
 """Seconds before reading again from a bus that did not answer."""
+PATIENCE = 2.0
+"""Seconds in which what was published must have been read again."""
 
 
 class Reader:
@@ -87,3 +89,13 @@ class Reader:
                 if record.topic in fold.topics:
                     fold.read(message, record)
         self._offsets[record.topic, record.partition] = record.offset
+
+
+def shown(met: Callable[[], bool]) -> bool:
+    """Whether a fold came to show in time what was just published."""
+    deadline = time.monotonic() + PATIENCE
+    while not met():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True

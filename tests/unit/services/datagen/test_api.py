@@ -15,12 +15,12 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from services.datagen import runs
 from services.datagen.bootstrap import build
 from services.datagen.settings import DatagenSettings
 from understudy.belt import contracts as c
 from understudy.belt import turns
 from understudy.belt.bus.embedded import EmbeddedBus
+from understudy.belt.folds import reader
 from understudy.errors import Transient
 from understudy.plan import Plan
 from understudy.service.host import kernel
@@ -456,7 +456,7 @@ def test_nothing_is_decided_before_the_log_is_read(tmp_path: Path) -> None:
 def test_a_reader_that_stands_still_is_told_and_asking_again_does_no_harm(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "PATIENCE", 0.1)
+    monkeypatch.setattr(reader, "PATIENCE", 0.1)
     world.stop.set()
     world._thread.join()
     source = world.upload()
@@ -477,3 +477,43 @@ def test_a_plan_that_is_too_large_is_refused(world: World) -> None:
 def test_a_document_that_is_no_text_is_refused(world: World) -> None:
     for body in (b'{"recipe": {"\\ud800": 1}}', b'{"recipe": {"datasets": {"d": {"source": "\\ud800.csv"}}}}', b"\xff"):
         error(world.http.post("/v1/runs", content=body))
+
+
+ANNA = {"x-understudy-owner": "anna", "x-understudy-key": "abcd2345"}
+"""As the gateway says on whose behalf it asks."""
+
+
+def test_what_is_asked_for_cancelled_and_deleted_says_by_whom(world: World) -> None:
+    source = world.upload()
+    recipe = {"name": "r", "datasets": {"remarks": {"source": source}}}
+    run = world.http.post("/v1/runs", json={"recipe": recipe}, headers=ANNA).json()
+    assert run["owner"] == "anna"
+    (listed,) = world.http.get("/v1/runs").json()["data"]
+    assert listed["owner"] == "anna"
+    world.http.post(f"/v1/runs/{run['id']}/cancel", headers={"x-understudy-owner": "ben"})
+    assert "cancel was asked for by ben" in world.http.get(f"/v1/runs/{run['id']}/logs").text
+    assert "asked for by anna: 2 items" in world.http.get(f"/v1/runs/{run['id']}/logs").text
+    again = world.http.post("/v1/runs", json={"recipe": recipe}, headers={"x-understudy-owner": "carl"}).json()
+    assert (again["generation"], again["owner"]) == (2, "carl")
+    world.http.delete(f"/v1/runs/{run['id']}", headers=ANNA)
+    *_, deleted = world.messages("run-control")
+    assert (deleted.type, deleted.owner) == ("run.deleted.v1", "anna")
+
+
+def test_nobody_is_named_where_no_key_is_asked_for(world: World) -> None:
+    assert world.run(world.upload()).json()["owner"] == ""
+
+
+def test_deletions_are_in_the_audit_trail(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "audit")
+    source = world.upload()
+    run = world.run(source).json()["id"]
+    for path in (f"/v1/runs/{run}", "/v1/runs/nothing", f"/v1/files/{source}", "/v1/files/file-0"):
+        world.http.delete(path, headers=ANNA)
+    said = [(r.getMessage(), r.on, r.outcome, r.who, r.key) for r in caplog.records if r.name == "audit"]  # type: ignore[attr-defined]
+    assert said == [
+        ("run.delete", run, "done", "anna", "abcd2345"),
+        ("run.delete", "nothing", "notfound", "anna", "abcd2345"),
+        ("file.delete", source, "done", "anna", "abcd2345"),
+        ("file.delete", "file-0", "notfound", "anna", "abcd2345"),
+    ]

@@ -26,6 +26,16 @@ def test_a_line_has_its_service_and_the_extra_fields() -> None:
     assert said.stdout == ""
 
 
+def test_what_a_stranger_named_cannot_pass_for_another_field_or_line() -> None:
+    record = logging.LogRecord("audit", logging.INFO, "", 0, "run.delete", None, None)
+    record.on = "r\n2026-01-01 INFO audit: run.delete on=x who=root"
+    record.who = "anna b. outcome=done"
+    record.key = ""
+    line = module._Formatter("%(message)s").format(record)
+    quoted = r'"r\n2026-01-01 INFO audit: run.delete on=x who=root"'
+    assert line == f'run.delete on={quoted} who="anna b. outcome=done" key=""'
+
+
 def test_a_long_log_is_put_aside_and_whoever_appends_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A short one stays; of a long one the old part stays readable, and an open file goes on at the start of the new one."""
     monkeypatch.setattr(module, "MOST_BYTES", 10)
