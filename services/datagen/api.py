@@ -7,17 +7,17 @@ or waits runs in a worker thread, never on the event loop.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from services.datagen.files import FileCard, Files, Purpose
+from services.datagen.form import OVERHEAD, Form
 from services.datagen.runs import Desk
 from understudy.belt.folds.views import RunState
 from understudy.errors import Invalid
@@ -25,8 +25,8 @@ from understudy.recipe import MAX_RECIPE_BYTES
 from understudy.service.audit import audited
 from understudy.service.web import Limit, Order, owner_of, page, page_of
 
-FORM_OVERHEAD = 64 * 1024
-"""Bytes of a multipart body that are not the file."""
+PIECE = 1 << 20
+"""Bytes of a file that are written at once."""
 MAX_BODY = 2 * MAX_RECIPE_BYTES
 B = TypeVar("B", bound=BaseModel)
 
@@ -56,24 +56,25 @@ def router(files: Files, desk: Desk) -> APIRouter:
 
     @api.post("/files")
     async def upload(request: Request) -> FileCard:
-        if (length := request.headers.get("content-length", "")).isdigit():
-            files.check_size(int(length) - FORM_OVERHEAD)
-        parser = MultiPartParser(request.headers, _bounded(request, files), max_files=1, max_fields=20)
-        try:
-            form = await parser.parse()
-        except (MultiPartException, KeyError) as error:
-            raise Invalid(
-                f"The upload is not a multipart form: {error}", "Send `file` and `purpose` as form fields."
-            ) from None
-        try:
-            file, purpose = form.get("file"), form.get("purpose")
-            if not isinstance(file, UploadFile):
-                raise Invalid("The upload has no `file`", "Send the file as the form field `file`, with its name.")
-            if purpose not in get_args(Purpose):
-                raise Invalid(f"purpose: `{purpose}` is not one of {', '.join(get_args(Purpose))}", "Use `fine-tune`.")
-            return await run_in_threadpool(files.add, file.filename or "", file.file, str(purpose))
-        finally:
-            await form.close()
+        if (length := request.headers.get("content-length", "")).isdecimal():
+            files.check_size(int(length[:20]) - OVERHEAD)
+        with files.arriving() as arriving:
+            form = Form(request.headers.get("content-type", ""), arriving.begin)
+            pieces: list[bytes] = []
+            received = 0
+            async for chunk in _stream(request):
+                received += len(chunk)
+                files.check_size(received - OVERHEAD)
+                pieces += form.feed(chunk)
+                if sum(map(len, pieces)) >= PIECE:
+                    await run_in_threadpool(arriving.write, pieces)
+                    pieces = []
+            await run_in_threadpool(arriving.write, pieces)
+            form.end()
+            if (purpose := form.fields.get("purpose")) not in get_args(Purpose):
+                given = f"`{purpose[:50]}`" if purpose else "there is none, it"
+                raise Invalid(f"purpose: {given} is not one of {', '.join(get_args(Purpose))}", "Use `fine-tune`.")
+            return await run_in_threadpool(arriving.keep, str(purpose))
 
     @api.get("/files")
     def list_files(
@@ -127,19 +128,19 @@ def router(files: Files, desk: Desk) -> APIRouter:
     return api
 
 
-async def _bounded(request: Request, files: Files) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives; raises `Invalid` as soon as it is larger than a file may be, whatever its headers say."""
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        files.check_size(size - FORM_OVERHEAD)
-        yield chunk
+async def _stream(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives."""
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise Invalid("The request was broken off", "Send it again.") from None
 
 
 async def _body(request: Request, kind: type[B], remedy: str, nothing: B | None = None) -> B:
     """What the body says; `nothing` is what an empty one or `null` means."""
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _stream(request):
         body += chunk
         if len(body) > MAX_BODY:
             raise Invalid(

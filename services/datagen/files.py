@@ -11,19 +11,21 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from understudy.errors import Invalid, NotFound, disk_full
+from understudy.recipe import FILE_ID
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
 
 Purpose = Literal["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 MAX_NAME_BYTES = 200
-CHUNK = 1 << 20
 CARD = "card.json"
 
 
@@ -53,26 +55,14 @@ class Files:
 
     store: ArtifactStore
     max_bytes: int
+    _known: dict[str, FileCard] = field(default_factory=dict)
+    """Cards that were listed before: a list must not read every one again."""
 
-    def add(self, name: str, content: BinaryIO, purpose: str) -> FileCard:
-        """Store a file; raises `Invalid` when it is empty or too large."""
-        name = safe_name(name)
-        # A draft lies where the store may share its bytes, so that they are on the disk once.
+    @contextmanager
+    def arriving(self) -> Iterator[Arriving]:
+        """Takes up a file piece by piece, where the store may share its bytes; what is not kept inside is gone at the end."""
         with self.store.draft() as draft:
-            try:
-                file_id, size = _copy(content, draft / "file", name)
-            except OSError as error:
-                raise disk_full(error, draft.parent) or error from error
-            self.check_size(size)
-            if not size:
-                raise Invalid(f"{name} is empty (0 bytes)", "Was it written to the end?")
-            self.store.put(keys.file(file_id), draft / "file", linked=True)
-            if self.store.find(keys.file_card(file_id)) is None:
-                card = _StoredCard(id=file_id, bytes=size, created_at=int(time.time()), filename=name, purpose=purpose)
-                (draft / "about").mkdir()
-                (draft / "about" / CARD).write_text(card.model_dump_json(), encoding="utf-8")
-                self.store.put(keys.file_card(file_id), draft / "about", linked=True)
-        return self.get(file_id)  # of the first upload, if there was one before
+            yield Arriving(self, draft)
 
     def check_size(self, size: int) -> None:
         """Raises `Invalid` when a file of `size` bytes is too large."""
@@ -81,7 +71,7 @@ class Files:
 
     def get(self, file_id: str) -> FileCard:
         """What is known about a file; raises `NotFound`."""
-        artifact = self.store.find(keys.file_card(file_id))
+        artifact = self.store.find(keys.file_card(file_id)) if FILE_ID.fullmatch(file_id) else None
         if artifact is None:
             raise _not_found(file_id)
         try:
@@ -102,13 +92,17 @@ class Files:
 
     def all(self) -> list[FileCard]:
         """Every file, newest first."""
-        cards = []
-        for key in self.store.keys(keys.FILE_CARDS):
-            try:
-                cards.append(self.get(key.removeprefix(f"{keys.FILE_CARDS}/")))
-            except NotFound:  # deleted meanwhile
-                pass
-        return sorted(cards, key=lambda card: (-card.created_at, card.id))
+        ids = [key.removeprefix(f"{keys.FILE_CARDS}/") for key in self.store.keys(keys.FILE_CARDS)]
+        for gone in self._known.keys() - set(ids):
+            self._known.pop(gone, None)
+        for file_id in ids:
+            if file_id not in self._known:
+                try:
+                    self._known[file_id] = self.get(file_id)
+                except NotFound:  # deleted meanwhile
+                    pass
+        there = (self._known.get(file_id) for file_id in ids)
+        return sorted((card for card in there if card), key=lambda card: (-card.created_at, card.id))
 
     def delete(self, file_id: str) -> int:
         """Forget a file, and free what nothing else names: how many bytes that was. Raises `NotFound`.
@@ -116,18 +110,56 @@ class Files:
         Runs that made their datasets from it keep them.
         """
         self.get(file_id)
+        self._known.pop(file_id, None)
         return self.store.delete(keys.file_card(file_id), keys.file(file_id))
 
 
-def _copy(content: BinaryIO, folder: Path, name: str) -> tuple[str, int]:
-    """Write `content` as `name` into a new folder; the id of the file, and its size."""
-    digest, size = hashlib.sha256(name.encode() + b"\0"), 0
-    folder.mkdir()
-    with (folder / name).open("wb") as copy:
-        while chunk := content.read(CHUNK):
-            digest.update(chunk)
-            size += copy.write(chunk)
-    return f"file-{digest.hexdigest()[:24]}", size
+@dataclass
+class Arriving:
+    """An upload under way: `begin`, `write` and `write`, `keep`. All but `begin` block."""
+
+    files: Files
+    draft: Path
+    name: str = ""
+    size: int = 0
+    _digest: Any = None
+
+    def begin(self, name: str) -> None:
+        """The name that the file has where it comes from."""
+        self.name = safe_name(name)
+        self._digest = hashlib.sha256(self.name.encode() + b"\0")
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Take up more of the file; raises `Invalid` when it is too large."""
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            with self._path.open("ab") as file:
+                for piece in pieces:
+                    self._digest.update(piece)
+                    self.size += file.write(piece)
+        except OSError as error:
+            raise disk_full(error, self.draft.parent) or error from error
+        self.files.check_size(self.size)
+
+    def keep(self, purpose: str) -> FileCard:
+        """Store the file; raises `Invalid` when it is empty."""
+        if not self.size:
+            raise Invalid(f"{self.name} is empty (0 bytes)", "Was it written to the end?")
+        store, file_id = self.files.store, f"file-{self._digest.hexdigest()[:24]}"
+        store.put(keys.file(file_id), self._path.parent, linked=True)
+        if store.find(keys.file_card(file_id)) is None:
+            card = _StoredCard(
+                id=file_id, bytes=self.size, created_at=int(time.time()), filename=self.name, purpose=purpose
+            )
+            about = self.draft / "about"
+            about.mkdir()
+            (about / CARD).write_text(card.model_dump_json(), encoding="utf-8")
+            store.put(keys.file_card(file_id), about, linked=True)
+        return self.files.get(file_id)  # of the first upload, if there was one before
+
+    @property
+    def _path(self) -> Path:
+        return self.draft / "file" / self.name
 
 
 def _not_found(file_id: str) -> NotFound:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 from pathlib import Path
 
 import pytest
 
 from services.datagen import files as module
-from services.datagen.files import Files, safe_name
+from services.datagen.files import FileCard, Files, safe_name
 from understudy.errors import Fatal, Invalid, NotFound
 from understudy.store import keys
+from understudy.store.artifacts import FsspecArtifactStore
+from understudy.terms import Artifact
 from understudy.testing import local_store
 
 
@@ -21,25 +22,32 @@ def files(tmp_path: Path) -> Files:
     return Files(local_store(tmp_path), max_bytes=100)
 
 
+def add(files: Files, name: str, content: bytes, purpose: str) -> FileCard:
+    with files.arriving() as arriving:
+        arriving.begin(name)
+        arriving.write([content[:3], content[3:]])
+        return arriving.keep(purpose)
+
+
 def test_the_same_file_twice_is_one_file_with_its_first_date(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "time", lambda: 1000.9)
-    first = files.add("a.csv", io.BytesIO(b"x"), "fine-tune")
+    first = add(files, "a.csv", b"x", "fine-tune")
     monkeypatch.setattr(module.time, "time", lambda: 2000.0)
-    assert files.add("a.csv", io.BytesIO(b"x"), "fine-tune") == first
+    assert add(files, "a.csv", b"x", "fine-tune") == first
     assert (first.created_at, first.bytes, first.filename) == (1000, 1, "a.csv")
-    other = files.add("b.csv", io.BytesIO(b"x"), "evals")
+    other = add(files, "b.csv", b"x", "evals")
     assert other.id != first.id
     assert files.all() == [other, first], "newest first"
 
 
 def test_a_deleted_file_is_gone_and_can_come_back(files: Files) -> None:
-    card = files.add("a.csv", io.BytesIO(b"x"), "fine-tune")
+    card = add(files, "a.csv", b"x", "fine-tune")
     files.delete(card.id)
     for gone in (files.get, files.path, files.delete):
         with pytest.raises(NotFound, match=card.id):
             gone(card.id)
     assert files.all() == []
-    assert files.path(files.add("a.csv", io.BytesIO(b"x"), "fine-tune").id).read_bytes() == b"x"
+    assert files.path(add(files, "a.csv", b"x", "fine-tune").id).read_bytes() == b"x"
 
 
 def blobs(tmp_path: Path) -> list[bytes]:
@@ -49,29 +57,30 @@ def blobs(tmp_path: Path) -> list[bytes]:
 
 
 def test_a_file_lies_in_the_store_once_and_nowhere_else(files: Files, tmp_path: Path) -> None:
-    files.add("a.csv", io.BytesIO(b"some rows"), "fine-tune")
-    files.add("a.csv", io.BytesIO(b"some rows"), "fine-tune")
+    add(files, "a.csv", b"some rows", "fine-tune")
+    add(files, "a.csv", b"some rows", "fine-tune")
     places = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"some rows"]
     assert [path.parent.name for path in places] == ["blobs"]
     assert places[0].stat().st_nlink == 1
 
 
-def test_an_upload_that_fails_leaves_nothing(files: Files, tmp_path: Path) -> None:
-    class Broken(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_an_upload_that_fails_leaves_nothing(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(Fatal, match=rf"disk that holds {tmp_path / 'cache'} is full"):
-        files.add("a.csv", Broken(), "fine-tune")
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Path, "open", full)
+        with pytest.raises(Fatal, match=rf"disk that holds {tmp_path / 'cache'} is full"):
+            add(files, "a.csv", b"x", "fine-tune")
     with pytest.raises(Invalid):
-        files.add("a.csv", io.BytesIO(b"x" * 101), "fine-tune")
+        add(files, "a.csv", b"x" * 101, "fine-tune")
     assert list(tmp_path.rglob("*.csv")) == []
 
 
 def test_bytes_are_freed_when_no_file_and_no_dataset_names_them(files: Files, tmp_path: Path) -> None:
     rows = b"the same rows"
-    one = files.add("a.csv", io.BytesIO(rows), "fine-tune")
-    two = files.add("b.csv", io.BytesIO(rows), "fine-tune")
+    one = add(files, "a.csv", rows, "fine-tune")
+    two = add(files, "b.csv", rows, "fine-tune")
     dataset = tmp_path / "dataset"
     dataset.mkdir()
     (dataset / "train.csv").write_bytes(rows)
@@ -82,11 +91,11 @@ def test_bytes_are_freed_when_no_file_and_no_dataset_names_them(files: Files, tm
     assert blobs(tmp_path) == [rows], "the dataset is made of them"
     assert files.store.delete_all(keys.run("run")) > len(rows)
     assert blobs(tmp_path) == []
-    assert files.path(files.add("a.csv", io.BytesIO(rows), "fine-tune").id).read_bytes() == rows
+    assert files.path(add(files, "a.csv", rows, "fine-tune").id).read_bytes() == rows
 
 
 def test_a_stored_card_says_its_form_and_the_api_does_not(files: Files, tmp_path: Path) -> None:
-    card = files.add("a.csv", io.BytesIO(b"x"), "fine-tune")
+    card = add(files, "a.csv", b"x", "fine-tune")
     artifact = files.store.find(keys.file_card(card.id))
     assert artifact
     stored = json.loads((files.store.fetch(artifact) / "card.json").read_text())
@@ -116,17 +125,40 @@ def test_a_card_that_cannot_be_read_is_named(files: Files, tmp_path: Path) -> No
 def test_a_file_that_is_deleted_while_they_are_listed_is_left_out(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = files.add("a.csv", io.BytesIO(b"x"), "fine-tune")
+    kept = add(files, "a.csv", b"x", "fine-tune")
     listed = [keys.file_card("file-gone"), keys.file_card(kept.id)]
     monkeypatch.setattr(type(files.store), "keys", lambda self, prefix: listed)
     assert files.all() == [kept]
 
 
+def test_a_list_reads_every_card_once(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [add(files, f"{n}.csv", b"x", "fine-tune") for n in range(20)]
+    read: list[object] = []
+    fetch = type(files.store).fetch
+
+    def counted(store: FsspecArtifactStore, artifact: Artifact) -> Path:
+        read.append(artifact)
+        return fetch(store, artifact)
+
+    monkeypatch.setattr(type(files.store), "fetch", counted)
+    assert len(files.all()) == 20
+    assert len(files.all()) == len(read) == 20
+    files.delete(cards[3].id)
+    assert len(files.all()) == 19
+
+
+@pytest.mark.parametrize("name", ["../../secret", "file-" + "x" * 5000, "file-\0", "file-a\nb", "", "file-a/b", "."])
+def test_what_is_no_id_is_no_file(files: Files, name: str) -> None:
+    for asked in (files.get, files.path, files.delete):
+        with pytest.raises(NotFound):
+            asked(name)
+
+
 def test_empty_and_large_files_are_refused(files: Files) -> None:
     with pytest.raises(Invalid, match=r"a\.csv is empty"):
-        files.add("a.csv", io.BytesIO(), "fine-tune")
+        add(files, "a.csv", b"", "fine-tune")
     with pytest.raises(Invalid, match="more than the 100 bytes"):
-        files.add("a.csv", io.BytesIO(b"x" * 101), "fine-tune")
+        add(files, "a.csv", b"x" * 101, "fine-tune")
 
 
 @pytest.mark.parametrize(
