@@ -25,6 +25,10 @@ from understudy.settings import PROJECT
 
 MOST_ANSWERS = 128
 """Answers to one prompt, and beams, that one request may ask for; OpenAI's own bound."""
+MOST_PROMPTS = 256
+"""Prompts of one request; the gate asks for a few dozen."""
+NOWHERE = "media.invalid"
+"""The one host that pictures may be fetched from: none (RFC 2606). They come in the request itself, or not at all."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank."""
 
@@ -116,6 +120,8 @@ def environment(base: Base, settings: InferenceSettings) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75",
         "VLLM_MAX_N_SEQUENCES": str(MOST_ANSWERS),
+        "VLLM_MAX_COMPLETION_PROMPTS": str(MOST_PROMPTS),
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),  # for `guard.py`
     }
     if settings.engine_device == "cpu":
@@ -138,6 +144,7 @@ def command(base: Base, settings: InferenceSettings, port: int, rank: int, host:
     line += ["--lora-target-modules", *TARGETS.split()]
     line += ON_CPU.split() if on_cpu else ["--gpu-memory-utilization", str(settings.gpu_memory)]
     line += ["--middleware", "services.inference.guard.Guard", "--disable-fastapi-docs", "--disable-uvicorn-access-log"]
+    line += ["--allowed-media-domains", NOWHERE]
     if base.revision:
         line += ["--revision", base.revision, "--tokenizer-revision", base.revision]
     if base.template:

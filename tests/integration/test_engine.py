@@ -135,9 +135,9 @@ class Running:
         return found
 
 
-def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def start(folder: Path, port: int, **settings: str) -> subprocess.Popen[bytes]:
     env = {**os.environ, "UNDERSTUDY_DATA": str(folder / "data"), "UNDERSTUDY_MODELS": str(folder / "models")}
-    env |= {"UNDERSTUDY_PORT": str(port), "UNDERSTUDY_HOLD_SECONDS": "240", "PYTHONPATH": str(PROJECT)}
+    env |= {"UNDERSTUDY_PORT": str(port), "UNDERSTUDY_HOLD_SECONDS": "240", "PYTHONPATH": str(PROJECT)} | settings
     with (folder / "service.log").open("ab") as log:
         command = [sys.executable, "-m", "services.inference"]
         return subprocess.Popen(command, env=env, cwd=PROJECT, stdout=log, stderr=log)
@@ -225,6 +225,8 @@ def test_an_engine_answers_nobody_but_us_and_says_what_it_has_in_hand(service: R
         assert many.status_code == 400
         beams = {"model": "tiny", "prompt": "x", "n": 129, "use_beam_search": True, "temperature": 0}
         assert web.post("/v1/completions", json=beams, headers=mine).status_code == 400
+        prompts = {"model": "tiny", "prompt": ["x"] * 257, "max_tokens": 1}
+        assert web.post("/v1/completions", json=prompts, headers=mine).status_code == 400
 
 
 def test_base_and_adapters_answer_the_unmodified_sdk(service: Running, client: openai.OpenAI) -> None:
@@ -457,3 +459,34 @@ def test_of_five_hundred_adapters_each_answers_its_first_request_after_the_engin
         answered = list(pool.map(lambda message: logprobs(service, message.model, 1)[0][0], messages))
     assert len({round(value, 4) for value in answered}) > 450, "each with its own weights"
     assert logprobs(service, messages[0].model, 1)[0][0] == pytest.approx(answered[0], abs=1e-4)
+
+
+def test_two_bases_share_the_one_place_for_an_engine(tmp_path: Path) -> None:
+    """Their items and their requests: never two at once, and all come through."""
+    pytest.importorskip("vllm")
+    subprocess.run([sys.executable, str(Path(__file__).with_name("tiny.py")), str(tmp_path / "models")], check=True)
+    shutil.copytree(tmp_path / "models" / "tiny", tmp_path / "models" / "other")
+    (port,) = free_ports(1)
+    running = Running(tmp_path, port, start(tmp_path, port, UNDERSTUDY_MAX_ENGINES="1"))
+    most: list[int] = []
+    try:
+        until(lambda: answers(running.url), 60)
+        with ThreadPoolExecutor(1) as pool:
+            serving = pool.submit(
+                lambda: [
+                    running.served(running.plan(base), (f"base@{base}", None), run=base) for base in ("other", "tiny")
+                ]
+            )
+            while not serving.done():
+                most.append(len(running.processes("EngineCore")))
+                time.sleep(0.2)
+            assert serving.result() == [["other"], ["tiny"]]
+        for base in ("other", "tiny"):
+            asked = {"model": base, "prompt": "the acting", "max_tokens": 4}
+            answer = httpx.post(f"{running.url}/v1/completions", json=asked, timeout=300, trust_env=False)
+            assert answer.status_code == 200, answer.text
+            most.append(len(running.processes("EngineCore")))
+        assert max(most) == 1
+    finally:
+        running.process.terminate()
+        running.process.wait(20)
