@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,13 +12,23 @@ from understudy.belt.folds.views import ItemState, RunState
 from understudy.metrics import METRICS
 from understudy.plan import Plan
 from understudy.report import Cell, Inputs, MetricRow, PanelReport, Report, Scored
-from understudy.store.artifacts import FsspecArtifactStore
+from understudy.store import keys
+from understudy.store.artifacts import ArtifactStore, FsspecArtifactStore
 from understudy.terms import Artifact
 
 
 def local_store(folder: Path) -> FsspecArtifactStore:
     """A real artifact store in `folder`."""
     return FsspecArtifactStore((folder / "artifacts").resolve().as_uri(), folder / "cache")
+
+
+def uploaded(store: ArtifactStore, name: str, content: bytes) -> str:
+    """The id of a file that lies in the store as if it had been uploaded."""
+    file_id = f"file-{hashlib.sha256(name.encode() + b'|' + content).hexdigest()[:24]}"
+    with store.draft() as folder:
+        (folder / name).write_bytes(content)
+        store.put(keys.file(file_id), folder)
+    return file_id
 
 
 def drain(outputs: Iterable[Message]) -> list[Message]:

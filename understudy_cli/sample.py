@@ -15,7 +15,7 @@ from typing import Any
 from services.datagen.filters import Candidate
 from services.datagen.pools import Pools, sift
 from services.datagen.settings import DatagenSettings
-from services.datagen.sources import Source, Sources
+from services.datagen.sources import Bounds, Source, Sources
 from services.datagen.splits import shares
 from services.datagen.tables import Table
 from services.datagen.tasks import Wanted
@@ -85,20 +85,21 @@ def look(wanted: Wanted, store: ArtifactStore) -> Looked:
     if FILE_ID.fullmatch(wanted.source):
         return Looked(wanted, unknown="its source is an uploaded file, which is not looked into")
     settings = DatagenSettings()
-    sources = Sources(store, settings.max_source_bytes, settings.max_field_bytes)
-    source = sources.open(wanted.source)
-    seen = list(itertools.islice(source.table.rows, LOOKED_AT + 1))
+    bounds, path = Bounds(settings.max_source_bytes, settings.max_field_bytes), Path(wanted.source).expanduser()
+    table, columns = bounds.table(path, wanted.source), [name for names in wanted.task.columns for name in names]
+    seen = list(itertools.islice(table.rows(columns), LOOKED_AT + 1))
     whole, first = len(seen) <= LOOKED_AT, seen[:LOOKED_AT]
-    rows, sieve = sift(wanted, Source(source.name, Table(source.table.columns, iter(first))), settings.max_text_chars)
+    source = Source(wanted.source, Table(table.columns, lambda _: iter(first)))
+    rows, sieve = sift(wanted, source, settings.max_text_chars)
     for row in rows:
         sieve.take(row)
     candidates = sieve.candidates()
-    pools = Pools(sources, settings.max_text_chars, settings.max_labels)
+    pools = Pools(Sources(store, bounds), settings.max_text_chars, settings.max_labels)
     labels = pools.classes(wanted, source, candidates, sieve.rejected, whole)
     if not candidates:
-        pools.check(wanted)
+        pools.look(wanted, Source(wanted.source, bounds.table(path, wanted.source)))
         return Looked(wanted, unknown=f"none of the first {LOOKED_AT:,} rows of {source.name} can be used")
-    total = len(first) if whole else _rows_in(Path(wanted.source).expanduser(), first)
+    total = len(first) if whole else _rows_in(path, first)
     return Looked(wanted, None, total, whole, len(sieve.rejected) / len(first), labels, candidates)
 
 

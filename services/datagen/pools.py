@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.datagen.filters import Candidate, Sieve, reasons
 from services.datagen.pace import Say, paced
-from services.datagen.sources import Row, Source, Sources
+from services.datagen.sources import Row, Source, Sources, check
 from services.datagen.splits import choose_test
 from services.datagen.tasks import Wanted
 from services.datagen.tasks.task import Seen
@@ -62,11 +62,14 @@ class Pools:
     def check(self, wanted: Wanted) -> None:
         """What can be seen at a glance: the source exists, has the columns, and its first rows can be learned from.
 
-        Raises `Invalid`. Sources on the hub are not looked at.
+        Raises `Invalid`. Of sources on the hub only the name is looked at.
         """
-        if wanted.source.startswith(HUB) and "@" in wanted.source:
-            return
-        source = self.sources.open(wanted.source)
+        check(wanted.source)
+        if not wanted.source.startswith(HUB):
+            self.look(wanted, self.sources.open(wanted.source))
+
+    def look(self, wanted: Wanted, source: Source) -> None:
+        """The same of a source that is open already."""
         rows, sieve = sift(wanted, source, self.max_text_chars)
         for row in itertools.islice(rows, CHECKED_ROWS):
             sieve.take(row)

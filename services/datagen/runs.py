@@ -1,6 +1,6 @@
 """What the door of runs does: takes up, cancels, deletes and looks at runs.
 
-    desk = Desk(kernel, pools, models)
+    desk = Desk(kernel, pools, servable)
     state = desk.begin(document, fresh="")
 
 A recipe is looked at before it is accepted, so that what is wrong with it is heard at once. What was asked for is on the
@@ -14,9 +14,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from services.datagen.pools import Pools
+from services.datagen.servable import Servable
 from services.datagen.tasks import wanted
 from understudy import bases, plan, recipe
 from understudy.belt import history, requests
@@ -40,8 +40,7 @@ class Desk:
 
     kernel: Kernel
     pools: Pools
-    models: Path
-    """Folder of bundled base models."""
+    servable: Servable
     window: int = plan.WINDOW
     _locks: tuple[threading.Lock, ...] = field(default_factory=lambda: tuple(threading.Lock() for _ in range(LOCKS)))
     """A run's own, or one that it shares with others: what is begun must not lose its plan to a deletion under way."""
@@ -59,6 +58,8 @@ class Desk:
             if state and (not self._ends(state) or _complete(state)):
                 return state
             generation = 1 + (state.generation if state else runs.deleted(run))
+            if state is None:
+                self.servable.check(parsed)
             before = store.find(keys.plan(run))
             planned = self.kernel.plans.get(before) if before else plan.make(parsed, self._planned, self.window)
             if state is None:
@@ -131,7 +132,7 @@ class Desk:
         return state
 
     def _planned(self, base: str) -> plan.PlannedBase:
-        return bases.planned(base, self.models)
+        return bases.planned(base, self.servable.models)
 
     def _caught_up(self) -> None:
         if not self.kernel.reader.caught_up.is_set():

@@ -32,5 +32,11 @@ class DatagenSettings(Settings):
     waits behind at most so many."""
     providers: Endpoints = Field(default_factory=dict)
     """Endpoints that recipes may name besides `openai`."""
+    bases: str = ""
+    """Bases beside the bundled ones that recipes may name: patterns with commas, as `mistralai/*@*`; `*` allows folders too."""
+    engine_url: str = ""
+    """Whether the engine runs elsewhere: then it serves `base` alone, and adapters up to `max_lora_rank`."""
+    base: str = ""
+    max_lora_rank: int = Field(default=16, ge=1)
     llm_tries: int = Field(default=3, ge=1)
     """Requests per row until the model's answer passes the checks."""

@@ -1,6 +1,6 @@
-"""From the `source` of a recipe to rows of text: a local file, an uploaded file id or a dataset of the Hugging Face hub.
+"""From the `source` of a recipe to rows of text: an uploaded file's id or a data set of the Hugging Face hub (`hub.py`).
 
-    Sources(store, max_bytes=...).open("tweets.csv").rows(["text", "feeling"])    # Row(0, {"text": ..., "feeling": ...}), ...
+    Sources(store, Bounds(max_bytes=...)).open("file-1f3a...").rows(["text", "feeling"])    # Row(0, {"text": ..., "feeling": ...}), ...
 
 Everything that can be wrong with a source raises `Invalid` that names the file as its owner does. Does not clean, map
 or reject rows (`filters.py`).
@@ -12,14 +12,13 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from services.datagen.hub import Hub, pinned
 from services.datagen.jsonarray import read_json
 from services.datagen.parquet import read_parquet
-from services.datagen.tables import Reader, Table, read_csv, read_jsonl
-from understudy.errors import Invalid, Transient
+from services.datagen.tables import Reader, Table, Values, read_csv, read_jsonl
+from understudy.errors import Invalid
 from understudy.hints import meant
-from understudy.interrupt import awaited
 from understudy.recipe import FILE_ID, HUB
 from understudy.store import keys
 from understudy.store.artifacts import ArtifactStore
@@ -34,7 +33,6 @@ READERS: dict[str, Reader] = {
 }
 SHOWN = 30
 """Columns named in an error."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Source:
     """A source that exists and whose header was read. Its rows can be read once."""
 
     name: str
-    """As its owner calls it: the path, the uploaded file's own name, or the hub's name."""
+    """As its owner calls it: the uploaded file's own name, or the hub's name."""
     table: Table
 
     def rows(self, required: Sequence[str], optional: Collection[str] = ()) -> Iterator[Row]:
@@ -77,18 +75,16 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Opens sources, within bounds."""
+class Bounds:
+    """Of one source."""
 
-    store: ArtifactStore
     max_bytes: int
+    """As it lies on the disk, and unpacked."""
     max_line: int = 1024**2
+    """Bytes of a line, or a row."""
 
-    def open(self, source: str) -> Source:
-        """Find `source` and read its header."""
-        if source.startswith(HUB):
-            return Source(source, _hub(source.removeprefix(HUB)))
-        path, name = self._uploaded(source) if FILE_ID.fullmatch(source) else (_local(source), source)
+    def table(self, path: Path, name: str) -> Table:
+        """The file at `path`, with its header read; `name` is what errors call it."""
         suffix = path.suffix.lower()
         if suffix not in READERS:
             raise Invalid(
@@ -102,48 +98,57 @@ class Sources:
                 f"{name} has {size:,} bytes, more than the {self.max_bytes:,} allowed",
                 "Split it into several datasets.",
             )
-        return Source(name, READERS[suffix](path, name, self.max_line, self.max_bytes))
+        return READERS[suffix](path, name, self.max_line, self.max_bytes)
 
-    def _uploaded(self, file_id: str) -> tuple[Path, str]:
+
+@dataclass(frozen=True)
+class Sources:
+    """Opens sources, within bounds: what was uploaded, and the hub's. No path leads to a file of this machine."""
+
+    store: ArtifactStore
+    bounds: Bounds
+
+    def open(self, source: str) -> Source:
+        """Find `source` and read its header. What is on the hub is fetched first, whole."""
+        check(source)
+        if source.startswith(HUB):
+            files = Hub(self.bounds.max_bytes).train_files(source, READERS)
+            return Source(source, _chained(self.bounds.table(path, f"{source}/{name}") for name, path in files))
+        path = self._uploaded(source)
+        return Source(path.name, self.bounds.table(path, path.name))
+
+    def _uploaded(self, file_id: str) -> Path:
         artifact = self.store.find(keys.file(file_id))
         if artifact is None:
             raise Invalid(
                 f"There is no uploaded file {file_id}", "Upload it with POST /v1/files and use the id that it returns."
             )
         (path,) = self.store.fetch(artifact).iterdir()
-        return path, path.name
+        return path
 
 
-def _hub(name: str) -> Table:
-    """A dataset of the Hugging Face hub, pinned to a revision, or a local folder in the same layout; its `train` split, or its only one."""
-    import datasets
-
-    repository, _, revision = name.partition("@")
-    if not revision and not Path(repository).is_dir():
+def check(source: str) -> None:
+    """Raises `Invalid` unless it is of a form that may be opened, whether or not it is there."""
+    if source.startswith(HUB):
+        pinned(source)
+    elif not FILE_ID.fullmatch(source):
         raise Invalid(
-            f"Source `{HUB}{name}` carries no revision",
-            f"Pin it: `{HUB}{name}@<commit>`, so that the run can be repeated.",
+            f"`{source}` is neither an uploaded file nor a data set of the hub",
+            f"Upload the file with POST /v1/files and give the id that it returns (`understudy run` does that by itself), or give "
+            f"`{HUB}owner/name@<commit>`.",
         )
-    datasets.disable_progress_bars()
-    try:
-        splits = awaited(lambda: datasets.load_dataset(repository, revision=revision or None))
-    except ConnectionError as error:
-        raise Transient(f"The Hugging Face hub did not answer for `{repository}`: {error}") from error
-    except Exception as error:  # the library raises a dozen unrelated types for data that it cannot load
-        words = " ".join(str(error).split())[:300]
-        raise Invalid(
-            f"`{HUB}{name}` cannot be loaded: {words}", "Check the name, the revision and HF_TOKEN."
-        ) from error
-    split = "train" if "train" in splits else next(iter(splits))
-    if split != "train" and len(splits) > 1:
-        raise Invalid(
-            f"`{HUB}{name}` has the splits {', '.join(splits)} but no `train`", "Download the one you want as Parquet."
-        )
-    rows = splits[split]
-    return Table(
-        tuple(rows.column_names),
-        lambda wanted: iter(rows.select_columns([name for name in rows.column_names if name in wanted])),
-    )
+
+
+def _chained(tables: Iterator[Table]) -> Table:
+    """Files of one source, one after another, each opened when it is its turn. They have the columns of the first."""
+    first = next(tables)
+
+    def rows(wanted: Collection[str]) -> Iterator[Values]:
+        yield from first.rows(wanted)
+        for table in tables:
+            yield from table.rows(wanted)
+
+    return Table(first.columns, rows)
 
 
 def _text(value: object) -> str:
@@ -161,14 +166,3 @@ def _text(value: object) -> str:
             return json.dumps(value, ensure_ascii=False, default=str)
         case _:
             return str(value)
-
-
-def _local(source: str) -> Path:
-    """A file on this machine. What else lies there is nobody's business: whoever asks may be far away."""
-    try:
-        path = Path(source).expanduser()
-        if path.is_file():
-            return path
-    except (OSError, RuntimeError):  # no right to look, a name longer than any can be, a `~` of nobody
-        pass
-    raise Invalid(f"There is no file {source}", "Upload it with POST /v1/files and use the id that it returns.")

@@ -428,7 +428,7 @@ def test_missing_things_are_heard_at_once(world: World) -> None:
     assert "no uploaded file file-123" in error(world.run("file-123"))
     assert "carries no revision" in error(world.run("hf:owner/name"))
     recipe = {"datasets": {"d": {"source": source}}}
-    assert "no base model `nothing`" in error(
+    assert "`nothing` is not allowed here" in error(
         world.http.post("/v1/runs", json={"recipe": recipe | {"base": "nothing"}})
     )
     panels = {"p": {"prompts": source, "metrics": ["bleu"]}}

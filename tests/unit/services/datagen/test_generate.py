@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import signal
@@ -24,12 +23,11 @@ from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 
 from services.datagen.build import Builder
-from services.datagen.files import Files
 from services.datagen.filters import Candidate
 from services.datagen.generate import Row, Writer, Written
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
-from services.datagen.sources import Sources
+from services.datagen.sources import Bounds, Sources
 from services.datagen.tasks.task import Models
 from understudy.belt import requests
 from understudy.belt.bus.embedded import EmbeddedBus
@@ -45,7 +43,7 @@ from understudy.recipe import Generator, parse
 from understudy.records import SPLITS, Example, Rejected, read_jsonl
 from understudy.store.artifacts import ArtifactStore
 from understudy.store.plans import Plans, put_plan
-from understudy.testing import drain, local_store
+from understudy.testing import drain, local_store, uploaded
 
 LABELS = ("negative", "positive")
 GOOD = {"instruction": "Please say if this is negative or positive.", "answer": "positive"}
@@ -452,7 +450,7 @@ def test_cancelled_on_the_belt_all_requests_end_within_two_seconds_and_the_next_
 
 
 def datagen(endpoint: Endpoint, folder: Path, store: ArtifactStore) -> Datagen:
-    pools = Pools(Sources(store, max_bytes=1 << 20), max_text_chars=500, max_labels=5)
+    pools = Pools(Sources(store, Bounds(max_bytes=1 << 20)), max_text_chars=500, max_labels=5)
     providers = Providers({"local": Named(base_url=endpoint.url)})
     return Datagen(store, Plans(store), pools, Builder(folder / "work" / "datagen" / "0", Models(providers, tries=3)))
 
@@ -461,7 +459,7 @@ def plan(store: ArtifactStore, **generator: Any) -> Plan:
     """Of forty rows, `text 0` and so on, each label in turn."""
     table = "text,label\n" + "".join(f"text {n},{LABELS[n % 2]}\n" for n in range(40))
     dataset = {
-        "source": Files(store, max_bytes=10_000).add("t.csv", io.BytesIO(table.encode()), "fine-tune").id,
+        "source": uploaded(store, "t.csv", table.encode()),
         "generator": {"kind": "llm", "model": "m", "provider": "local"} | generator,
         "rows": {"train": 20, "validation": 10, "test": 10},
     }

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from services.datagen.build import Builder
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
-from services.datagen.sources import Sources
+from services.datagen.sources import Bounds, Sources
 from services.datagen.tasks.task import Models
 from understudy.belt.contracts import DatasetsMade, Message, Progress, RunRequested
 from understudy.errors import Fatal, Invalid
@@ -26,12 +26,13 @@ from understudy.records import DatasetCard, Example, Rejected, read_json, read_j
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.plans import Plans, put_datasets, put_plan
 from understudy.terms import Artifact
-from understudy.testing import drain, local_store
+from understudy.testing import drain, local_store, uploaded
+from understudy_cli.prepare import upload
 
 
 def station(folder: Path) -> tuple[Datagen, FsspecArtifactStore]:
     store = local_store(folder)
-    pools = Pools(Sources(store, max_bytes=1 << 30), max_text_chars=5000, max_labels=20)
+    pools = Pools(Sources(store, Bounds(max_bytes=1 << 30)), max_text_chars=5000, max_labels=20)
     return Datagen(store, Plans(store), pools, Builder(folder / "work", Models(Providers(), tries=3))), store
 
 
@@ -56,8 +57,12 @@ def plan(asked: Recipe) -> Plan:
 
 
 def request(store: FsspecArtifactStore, asked: Recipe | Plan, **more: Any) -> RunRequested:
-    """What the door publishes once the plan is stored."""
-    run, planned = (asked.name, asked) if isinstance(asked, Plan) else (asked.run_id(), plan(asked))
+    """What the door publishes once files are uploaded and the plan is stored."""
+    if isinstance(asked, Plan):
+        run, planned = asked.name, asked
+    else:
+        sent = upload(asked, lambda path: uploaded(store, path.name, path.read_bytes()))
+        run, planned = asked.run_id(), plan(sent)
     return RunRequested(
         run=run, plan=put_plan(store, run, planned), name=planned.name, items=len(planned.items), **more
     )
@@ -221,10 +226,10 @@ def test_a_run_that_needs_no_data_goes_on_at_once(tmp_path: Path) -> None:
 
 def test_a_model_that_is_served_already_has_its_questions_made(tmp_path: Path) -> None:
     """An item that names a model and trains nothing, asked a panel of one's own prompts."""
-    (tmp_path / "p.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
     items = (Item(name="old", model="adapter-of-last-week"),)
-    panels = {"open": Panel(prompts=str(tmp_path / "p.jsonl"), metrics=("bleu",))}
     datagen, store = station(tmp_path)
+    prompts = uploaded(store, "p.jsonl", b'{"prompt": "Why?"}\n{"prompt": "How?"}\n')
+    panels = {"open": Panel(prompts=prompts, metrics=("bleu",))}
     asked = Plan(name="second-look", bases=BASES, panels=panels, items=items)
     (output,) = drain(datagen.make(request(store, asked)))
     assert len(examples(store, output, "panel:open")["test"]) == 2

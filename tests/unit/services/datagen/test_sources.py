@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import threading
-import time
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from services.datagen.files import Files
-from services.datagen.sources import Row, Sources
-from understudy.errors import Invalid, Transient
-from understudy.interrupt import Interrupted, interruptible
-from understudy.testing import local_store
+from services.datagen.sources import Bounds, Row, Source, Sources
+from understudy.errors import Invalid
+from understudy.testing import local_store, uploaded
 
 ROWS = [{"text": 'Größe: "gut", €5', "label": 1}, {"text": "line one\nline two", "label": 0}]
 EXPECTED = [{"text": 'Größe: "gut", €5', "label": "1"}, {"text": "line one\nline two", "label": "0"}]
@@ -24,7 +19,7 @@ EXPECTED = [{"text": 'Größe: "gut", €5', "label": "1"}, {"text": "line one\n
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
-    return Sources(local_store(tmp_path), max_bytes=1_000_000, max_line=10_000)
+    return Sources(local_store(tmp_path), Bounds(max_bytes=1_000_000, max_line=10_000))
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -32,8 +27,12 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def read(sources: Sources, source: str, *columns: str) -> list[Row]:
-    return list(sources.open(source).rows(columns or ("text", "label")))
+def opened(sources: Sources, path: str) -> Source:
+    return sources.open(uploaded(sources.store, Path(path).name, Path(path).read_bytes()))
+
+
+def read(sources: Sources, path: str, *columns: str) -> list[Row]:
+    return list(opened(sources, path).rows(columns or ("text", "label")))
 
 
 CSV = 'text,label,extra\n"Größe: ""gut"", €5",1,x\n"line one\nline two",0,y\n'
@@ -109,87 +108,48 @@ def test_a_bad_file_is_told_in_one_paragraph(
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    small = Sources(local_store(tmp_path), max_bytes=10)
+    small = Sources(local_store(tmp_path), Bounds(max_bytes=10))
     with pytest.raises(Invalid, match=r"11 bytes, more than the 10 allowed"):
-        small.open(write(tmp_path / "t.csv", "text\nabcdef"))
+        opened(small, write(tmp_path / "t.csv", "text\nabcdef"))
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 5000]}), tmp_path / "t.parquet", compression="zstd")
     packed = (tmp_path / "t.parquet").stat().st_size
-    source = Sources(local_store(tmp_path), max_bytes=packed + 1).open(str(tmp_path / "t.parquet"))
+    source = opened(Sources(local_store(tmp_path), Bounds(max_bytes=packed + 1)), str(tmp_path / "t.parquet"))
     with pytest.raises(Invalid, match="unpacks to"):
         list(source.rows(["text"]))
 
 
-def test_a_missing_file_is_named_and_nothing_that_lies_beside_it(tmp_path: Path, sources: Sources) -> None:
-    """Who asks may be far away: neither files nor folders of this machine are told."""
-    write(tmp_path / "tweets.csv", "text\na\n")
-    said = []
-    for folder in ("", "nowhere/"):
+PATHS = ["t.csv", "/etc/passwd", "~/t.csv", "../t.csv", "file:///etc/passwd", "file-../../x", "x" * 300, "a\0b.csv", ""]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_path_is_opened_and_nothing_is_told_of_what_lies_there(
+    tmp_path: Path, sources: Sources, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks may be far away, and a message may come from anybody: whether a file is there makes no difference."""
+    monkeypatch.chdir(tmp_path)
+    if there:
+        write(tmp_path / "t.csv", "text,label\na,1\n")
+        write(tmp_path / "tweets.csv", "text,label\na,1\n")
+    for path in [*PATHS, str(tmp_path / "t.csv"), str(tmp_path / "twets.csv"), str(tmp_path)]:
         with pytest.raises(Invalid) as caught:
-            sources.open(f"{tmp_path}/{folder}twets.csv")
-        said.append(str(caught.value).replace(folder, ""))
-    assert said[0].startswith(f"There is no file {tmp_path}/twets.csv. Upload it")
-    assert said[0] == said[1]
-    assert "tweets" not in said[0]
+            sources.open(path)
+        assert str(caught.value).startswith(
+            f"`{path}` is neither an uploaded file nor a data set of the hub. Upload the"
+        )
+        assert "tweets" not in str(caught.value)
 
 
-def test_an_uploaded_file_is_called_by_its_own_name(tmp_path: Path) -> None:
-    store = local_store(tmp_path)
-    card = Files(store, max_bytes=1000).add("my tweets.csv", io.BytesIO(b"text,label\nhello,1\n"), "fine-tune")
-    source = Sources(store, max_bytes=1000).open(card.id)
+def test_an_uploaded_file_is_called_by_its_own_name(sources: Sources) -> None:
+    source = sources.open(uploaded(sources.store, "my tweets.csv", b"text,label\nhello,1\n"))
     assert [row.values for row in source.rows(["text"])] == [{"text": "hello"}]
     with pytest.raises(Invalid, match=r"^my tweets\.csv has no column `body`"):
         source.rows(["body"])
     with pytest.raises(Invalid, match="no uploaded file file-0000"):
-        Sources(store, max_bytes=1000).open("file-000000000000000000000000")
-
-
-def test_a_hub_dataset_is_read_and_must_be_pinned(
-    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A local folder in the hub's layout goes through the same `datasets.load_dataset` as a hub id."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    folder = tmp_path / "reviews"
-    folder.mkdir()
-    write(folder / "train.csv", "text,label\ngood,1\nbad,0\n")
-    write(folder / "test.csv", "text,label\nso,1\n")
-    assert [row.values for row in read(sources, f"hf:{folder}")] == [
-        {"text": "good", "label": "1"},
-        {"text": "bad", "label": "0"},
-    ]
-    with pytest.raises(Invalid, match=r"carries no revision.*hf:owner/name@<commit>"):
-        sources.open("hf:owner/name")
-
-
-def test_who_waits_for_the_hub_can_be_told_to_stop(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    stop, asked, over = threading.Event(), threading.Event(), threading.Event()
-
-    def load(*_: object, **__: object) -> None:
-        asked.set()
-        over.wait(30)
-        raise ConnectionError("gone")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    threading.Timer(0.5, stop.set).start()
-    began = time.monotonic()
-    with interruptible(stop), pytest.raises(Interrupted):
-        sources.open("hf:owner/name@abc")
-    assert asked.is_set()
-    assert time.monotonic() - began < 1.5
-    over.set()
-    with pytest.raises(Transient, match="did not answer for `owner/name`: gone"):
-        sources.open("hf:owner/name@abc")
-
-
-def test_what_no_file_can_be_called_is_told_like_a_missing_one(sources: Sources) -> None:
-    for source in ("x" * 300 + ".csv", "~nobody-of-that-name/t.csv", "a\0b.csv"):
-        with pytest.raises(Invalid, match="There is no file"):
-            sources.open(source)
+        sources.open("file-000000000000000000000000")
 
 
 def test_real_files_are_read_whole(real_data: Path, tmp_path: Path) -> None:
-    sources = Sources(local_store(tmp_path), max_bytes=1 << 30)
+    sources = Sources(local_store(tmp_path), Bounds(max_bytes=1 << 30))
     assert len(read(sources, str(real_data / "tweets" / "tweets.csv"), "text", "feeling")) == 24_000
     assert len(read(sources, str(real_data / "alpaca" / "alpaca_random_9k.json"), "instruction", "output")) == 9_229
     assert len(read(sources, str(real_data / "imdb" / "reviews.csv"), "text", "label")) == 6_000

@@ -16,7 +16,7 @@ from services.datagen.build import Builder
 from services.datagen.filters import Candidate
 from services.datagen.pace import Say
 from services.datagen.pools import Pools
-from services.datagen.sources import Sources
+from services.datagen.sources import Bounds, Sources
 from services.datagen.tasks import Wanted, wanted
 from services.datagen.tasks.task import Made, Models, Order, Seen, one_each
 from understudy.belt.contracts import Progress
@@ -25,7 +25,7 @@ from understudy.llm.providers import Providers
 from understudy.plan import Plan, PlannedBase
 from understudy.recipe import TASKS, Dataset, Panel, Rows
 from understudy.records import DatasetCard, Example, Rejected, read_json, read_jsonl
-from understudy.testing import local_store
+from understudy.testing import local_store, uploaded
 
 T = TypeVar("T")
 
@@ -102,12 +102,13 @@ def test_a_new_task_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest
     module.task = lambda dataset: Echo()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(TASKS, "echo", False)
-    (tmp_path / "d.csv").write_text("\n".join(["word", *(f"word {n}" for n in range(40))]))
+    store = local_store(tmp_path)
+    source = uploaded(store, "d.csv", "\n".join(["word", *(f"word {n}" for n in range(40))]).encode())
     rows = Rows(train=30, validation=0, test=10)
     echo = tasks.task(Dataset(source="d.csv", task="echo"))
-    asked = Wanted("d", str(tmp_path / "d.csv"), "echo", echo, rows)
+    asked = Wanted("d", source, "echo", echo, rows)
 
-    pools, said = Pools(Sources(local_store(tmp_path), 1 << 20), max_text_chars=100, max_labels=5), list[Progress]()
+    pools, said = Pools(Sources(store, Bounds(1 << 20)), max_text_chars=100, max_labels=5), list[Progress]()
     pools.check(asked)
     pool = drained(pools.read(asked, 17, say), said)
     held_out = frozenset(row.key for row in pool.test)
