@@ -1,4 +1,4 @@
-"""HTTP resources of inference that are not hot: the models, the files of their adapters, and how the engines are doing.
+"""HTTP resources of inference that are not hot: the models, the files of their adapters, how the engines are doing, and what keys used.
 
 Completions do not come through here (`gateway.py`).
 """
@@ -14,12 +14,13 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from services.inference.fleet import Fleet, Model
+from services.inference.usage import Usage
 from understudy.errors import NotFound
 from understudy.store.artifacts import ArtifactStore
 from understudy.terms import Artifact
 
 
-def router(fleet: Fleet, store: ArtifactStore) -> APIRouter:
+def router(fleet: Fleet, store: ArtifactStore, usage: Usage) -> APIRouter:
     """Inference's routes."""
     routes = APIRouter()
     listed: tuple[object, Response] = (None, Response())
@@ -48,6 +49,11 @@ def router(fleet: Fleet, store: ArtifactStore) -> APIRouter:
     @routes.get("/v1/engines")
     def engines() -> dict[str, Any]:
         return {"object": "list", "data": [asdict(state) for state in fleet.states()]}
+
+    @routes.get("/v1/usage")
+    def used() -> dict[str, Any]:
+        """What each key has asked of each model since this gateway started."""
+        return {"object": "list", "data": [asdict(each) for each in usage.all()]}
 
     return routes
 

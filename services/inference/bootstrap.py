@@ -82,7 +82,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
 
     return Service(
         lanes=(Inference(fleet, kernel.plans, settings.gate_tolerance).lane(),),
-        router=router(fleet, kernel.store),
+        router=router(fleet, kernel.store, usage),
         wrap=wrap,
         start=start,
         close=close,

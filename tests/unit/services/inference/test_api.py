@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from services.inference.api import router
 from services.inference.fleet import Fleet
+from services.inference.usage import Usage
 from understudy.belt.contracts import ModelServed
 from understudy.service.web import add_errors
 from understudy.store.artifacts import FsspecArtifactStore
@@ -26,7 +27,7 @@ Put = Callable[..., Artifact]
 def client(fleet: Fleet, store: FsspecArtifactStore) -> TestClient:
     app = FastAPI()
     add_errors(app)
-    app.include_router(router(fleet, store))
+    app.include_router(router(fleet, store, Usage()))
     return TestClient(app)
 
 
@@ -52,7 +53,7 @@ def test_models_are_listed_in_openais_shape(client: TestClient, served: Served, 
 def test_three_thousand_models_are_listed_in_milliseconds(client: TestClient, fleet: Fleet, served: Served) -> None:
     for number in range(3000):
         served(f"ft:tiny:films:v.seed{number}:{number:08x}", Artifact(sha256=f"{number:064x}"))
-    endpoint = next(route.endpoint for route in router(fleet, None).routes if route.path == "/v1/models")  # type: ignore
+    endpoint = next(route.endpoint for route in router(fleet, None, Usage()).routes if route.path == "/v1/models")  # type: ignore
     took = []
     for _ in range(20):
         started = time.perf_counter()
