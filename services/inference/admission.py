@@ -75,20 +75,20 @@ class _Allowance:
 
 
 class Admission:
-    """For one listener; for one event loop. `inside`: it has the internal doors."""
+    """For one listener; for one event loop. `token`: what our services show, where they come in. `inside`: it has the internal doors."""
 
     def __init__(
         self,
         keys: Keys,
         sessions: Sessions,
-        token: str,
+        token: str | None,
         *,
         required: bool,
         hosts: frozenset[str] = frozenset(),
         origins: frozenset[str] = frozenset(),
         inside: bool = False,
     ) -> None:
-        self._keys, self._sessions, self._bearer = keys, sessions, b"Bearer " + token.encode()
+        self._keys, self._sessions, self._token = keys, sessions, token
         self._required, self._hosts, self._origins, self._inside = required, hosts, origins, inside
         self._allowances: defaultdict[str, _Allowance] = defaultdict(lambda: _Allowance(-1.0, time.monotonic()))
 
@@ -147,7 +147,7 @@ class Admission:
     def _caller(self, headers: Mapping[bytes, bytes]) -> tuple[Caller, bool]:
         """Who asks, and whether they showed it by themselves: no web page can have a browser do that."""
         said = headers.get(b"authorization", b"")
-        if hmac.compare_digest(said, self._bearer):
+        if self._token and hmac.compare_digest(said, b"Bearer " + self._token.encode()):
             return INSIDER, True
         scheme, _, text = said.decode("latin-1").partition(" ")
         if scheme.lower() == "bearer" and text.strip().startswith(PREFIX):

@@ -29,7 +29,7 @@ class House:
     def __init__(self, **how: Any) -> None:
         self.keys = Keys()
         self.sessions = Sessions(TOKEN, self.keys)
-        self.admission = Admission(self.keys, self.sessions, TOKEN, **{"required": True, **how})
+        self.admission = Admission(self.keys, self.sessions, **{"token": TOKEN, "required": True, **how})
 
     def key(self, *scopes: str, **limits: int) -> str:
         text, made = mint("anna", scopes, **limits)  # type: ignore[arg-type]
@@ -286,3 +286,11 @@ def test_usage_adds_up_by_key_and_model() -> None:
         ("m", 3, 39, 21),
         ("n", 1, 0, 1),
     ]
+
+
+def test_the_token_of_our_services_opens_nothing_where_only_others_come_in() -> None:
+    for none in (None, ""):
+        house = House(token=none)
+        for said in (TOKEN, "", "None"):
+            assert house.status("GET", "/v1/runs", **bearer(said)) == 401
+        assert house.status("GET", "/v1/runs", authorization="Bearer ") == 401
