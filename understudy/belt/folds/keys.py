@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from understudy.belt.apikeys import presented
 from understudy.belt.bus import Record
@@ -46,14 +46,19 @@ class Keys:
     topics = ("keys",)
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[KeyMade, int]] = {}
+        self._keys: dict[str, Key] = {}
         self._ended: dict[str, float] = {}
+        """Ends that were read, also of keys that were not read yet."""
 
     def read(self, message: Message, record: Record) -> None:
         if isinstance(message, KeyMade):
-            self._made.setdefault(message.key_id, (message, int(record.timestamp)))  # the first of an id is the key
+            if message.key_id not in self._keys:  # the first of an id is the key
+                ends = [at for at in (message.expires, self._ended.get(message.key_id)) if at is not None]
+                self._keys[message.key_id] = Key(message, int(record.timestamp), min(ends, default=None))
         elif isinstance(message, KeyEnded):
-            self._ended[message.key_id] = min(message.at, self._ended.get(message.key_id, message.at))
+            at = self._ended[message.key_id] = min(message.at, self._ended.get(message.key_id, message.at))
+            if key := self._keys.get(message.key_id):
+                self._keys[message.key_id] = replace(key, ends=at if key.ends is None else min(at, key.ends))
 
     def find(self, text: str) -> Key | None:
         """The key that somebody presents, if it lets them in now."""
@@ -63,17 +68,11 @@ class Keys:
 
     def get(self, key_id: str) -> Key | None:
         """The key of that id, alive or not."""
-        found = self._made.get(key_id)
-        if found is None:
-            return None
-        made, created = found
-        ends = [at for at in (made.expires, self._ended.get(key_id)) if at is not None]
-        return Key(made, created, min(ends, default=None))
+        return self._keys.get(key_id)
 
     def all(self) -> list[Key]:
         """Every key that was ever made, oldest first."""
-        found = [key for key in map(self.get, list(self._made)) if key]
-        return sorted(found, key=lambda key: (key.created, key.id))
+        return sorted(self._keys.copy().values(), key=lambda key: (key.created, key.id))
 
     def any_alive(self) -> bool:
         """Whether somebody could come in with a key now."""
