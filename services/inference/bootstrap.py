@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from starlette.middleware.cors import CORSMiddleware
 
+from services.inference import keys as key_routes
+from services.inference import login
 from services.inference.admission import Admission
 from services.inference.api import router
 from services.inference.fleet import Fleet
@@ -46,12 +48,16 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
             "`docker compose run --rm --entrypoint understudy inference keys create --first`.",
         )
 
+    routes = router(fleet, kernel.store, usage)
+    routes.include_router(key_routes.router(kernel.bus, keys, caught_up))
+    routes.include_router(login.router(keys, sessions))
+
     def wrap(app: App, inside: bool) -> App:
         """A gateway of its own for each listener, because each has an event loop of its own."""
         admission = Admission(
             keys,
             sessions,
-            kernel.token,
+            kernel.token if inside else None,  # from outside it opens nothing
             required=required,
             hosts=_listed(settings.hosts),
             origins=_listed(settings.cors),
@@ -82,7 +88,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
 
     return Service(
         lanes=(Inference(fleet, kernel.plans, settings.gate_tolerance).lane(),),
-        router=router(fleet, kernel.store, usage),
+        router=routes,
         wrap=wrap,
         start=start,
         close=close,

@@ -24,6 +24,8 @@ from understudy.terms import Scope
 
 DAY = 24 * 3600
 MOST_DAYS = 3650
+MOST_REQUESTS = 1_000_000
+"""That a key can allow, in a minute or at once."""
 MOST_OVERLAP = 90 * DAY
 """Seconds."""
 

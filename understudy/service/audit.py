@@ -40,4 +40,4 @@ def audited(request: Request, what: str, on: str) -> Iterator[None]:
 
 def note(what: str, on: str, outcome: str, *, who: str = "", key: str = "") -> None:
     """The line itself."""
-    log.info(what, extra={"on": on, "who": who or OURSELVES, "key": key or OURSELVES, "outcome": outcome})
+    log.info(what, extra={"on": on[:200], "who": who or OURSELVES, "key": key or OURSELVES, "outcome": outcome})
