@@ -1,5 +1,5 @@
 """The command line: `understudy plan | run | up | watch | report | runs | logs | cancel | delete | chat | pull | clean |
-doctor | topics | deadletters`.
+doctor | topics | deadletters | keys`.
 
 This module ties the commands together and decides how problems look: an expected one is a paragraph on stderr and exit
 code 1, wrong usage is exit code 2, everything else is a bug and shows its trace. Does no work itself.
@@ -7,6 +7,7 @@ code 1, wrong usage is exit code 2, everything else is a bug and shows its trace
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -15,7 +16,22 @@ import typer
 
 from understudy import __version__
 from understudy.errors import UnderstudyError, disk_full
-from understudy_cli import cancel, chat, clean, deadletters, delete, doctor, logs, look, plan, pull, run, topics, up
+from understudy_cli import (
+    cancel,
+    chat,
+    clean,
+    deadletters,
+    delete,
+    doctor,
+    keys,
+    logs,
+    look,
+    plan,
+    pull,
+    run,
+    topics,
+    up,
+)
 from understudy_cli.extras import lacking
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
@@ -35,6 +51,7 @@ WITHOUT = (up.up, look.runs, clean.clean, doctor.doctor, topics.topics)
 for command in (*WITH_ARGUMENTS, *WITHOUT):
     app.command(no_args_is_help=command in WITH_ARGUMENTS)(command)
 app.add_typer(deadletters.app, name="deadletters")
+app.add_typer(keys.app, name="keys")
 
 
 def _version(value: bool) -> None:
@@ -45,6 +62,12 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def understudy(
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="API key for --server; better in UNDERSTUDY_API_KEY, for others on this machine see what is typed"
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error; anywhere on the line")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version", is_eager=True, callback=_version)
@@ -58,6 +81,8 @@ def understudy(
     understudy run recipes/quickstart.yaml   the whole loop, in minutes
     understudy up                            serve; any OpenAI client works
     """
+    if key:
+        os.environ["UNDERSTUDY_API_KEY"] = key
 
 
 def main(arguments: list[str] | None = None) -> None:

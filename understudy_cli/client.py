@@ -7,6 +7,7 @@ chats. Every problem leaves as an `UnderstudyError` that says what and where. Do
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +76,15 @@ class Gateway:
         self.url = url.rstrip("/")
         local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
         # No limit on uploads and answers of a slow machine; a lost server shows up as a failed connection.
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(600, connect=5), trust_env=not local)
+        key = os.environ.get("UNDERSTUDY_API_KEY", "").strip()
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(600, connect=5),
+            trust_env=not local,
+            headers={"authorization": f"Bearer {key}"}
+            if key
+            else {},  # it follows no redirect, so the key goes nowhere else
+        )
 
     def upload(self, path: Path) -> str:
         """Store a file; returns its id, the same for the same bytes."""
@@ -159,6 +168,11 @@ class Gateway:
                 for choice in said.get("choices", []):
                     yield choice["delta"].get("content") or ""
 
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the server says to something that has no method of its own here."""
+        answer: dict[str, Any] = self._ask(method, path, **({"json": body} if body is not None else {})).json()
+        return answer
+
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         with _explained(self.url):
             answer = self._http.request(method, path, **body)
@@ -208,6 +222,8 @@ def _refusal(answer: httpx.Response, url: str) -> Exception:
         message = f"{url} answered {answer.status_code} to {answer.request.method} {answer.request.url.path}: {answer.text[:200]}"
     if answer.status_code >= 500:
         return Unreachable(message)
+    if answer.status_code == 401:
+        return Invalid(message, "The command line sends the key in UNDERSTUDY_API_KEY.")
     if answer.status_code == 404:
         return Deleted(message) if "was deleted" in message else NotFound(message)
     return Invalid(message)
