@@ -67,10 +67,10 @@ def create(
     data: DataOption = None,
 ) -> None:
     """Make a key. Its text is told now and never again."""
-    scopes = _scopes(["admin"] if first and not scope else scope or [])
     name = name or ("admin" if first else "")
     if not name:
         raise Invalid("A key needs a name", "Say whose it is: `understudy keys create anna --scope inference`.")
+    scopes = _scopes(["admin"] if first and not scope else scope or [])
     if server:
         body = {"name": name, "scopes": scopes, "days": days, "requests_per_minute": rpm, "at_once": at_once}
         with Gateway(server) as gateway:

@@ -28,8 +28,8 @@ from understudy.service.token import HEADER, KEY_ID, OWNER
 from understudy.service.web import App, Receive, Scope, Send, error_response
 
 COMPLETIONS = hot()
-OURS = (b"authorization", b"proxy-authorization", b"cookie", b"forwarded", HEADER, OWNER, KEY_ID)
-"""Headers that say who somebody is, or where from: those behind believe only us."""
+OURS = (b"authorization", b"proxy-authorization", b"cookie", b"forwarded", b"x-request-id", HEADER, OWNER, KEY_ID)
+"""Headers that say who somebody is, where from, or which request this is: those behind believe only us."""
 FROM_PROXIES = b"x-forwarded-"
 OWN = "own"
 """What the metrics call this service's own API."""

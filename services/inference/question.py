@@ -20,8 +20,19 @@ MOST_STOPS = 64
 LONGEST_GRAMMAR = 64 * 1024
 """Bytes of a schema or a grammar that the answer must obey; it is compiled for every new one,"""
 LONGEST_REGEX = 4 * 1024
-"""and of a regular expression."""
-FORBIDDEN = ("prompt_embeds", "logits_processors", "kv_transfer_params", "mm_processor_kwargs", "chat_template")
+"""and of a regular expression, or of what a template is given."""
+LONGEST_TOOLS = 256 * 1024
+"""Of the tools that an answer may call, whose schemas are grammars too."""
+FORBIDDEN = (
+    "prompt_embeds",
+    "logits_processors",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "mm_processor_kwargs",
+    "media_io_kwargs",
+    "vllm_xargs",
+    "chat_template",
+)
 """What reaches into the engine: tensors, code, memory of other engines, templates."""
 NO_MODEL = "You must provide a `model`, as text. GET /v1/models lists them."
 Absent = msgspec.UnsetType | None
@@ -48,6 +59,11 @@ class Question(msgspec.Struct):
     guided_regex: msgspec.Raw | Absent = msgspec.UNSET
     prompt_embeds: msgspec.Raw | Absent = msgspec.UNSET
     logits_processors: msgspec.Raw | Absent = msgspec.UNSET
+    ec_transfer_params: msgspec.Raw | Absent = msgspec.UNSET
+    media_io_kwargs: msgspec.Raw | Absent = msgspec.UNSET
+    vllm_xargs: msgspec.Raw | Absent = msgspec.UNSET
+    tools: msgspec.Raw | Absent = msgspec.UNSET
+    chat_template_kwargs: msgspec.Raw | Absent = msgspec.UNSET
     kv_transfer_params: msgspec.Raw | Absent = msgspec.UNSET
     mm_processor_kwargs: msgspec.Raw | Absent = msgspec.UNSET
     chat_template: msgspec.Raw | Absent = msgspec.UNSET
@@ -110,7 +126,9 @@ def check(asked: Question) -> None:
             raise Wrong(f"{field}: not allowed here.", field)
     for field in ("structured_outputs", "response_format", "guided_json", "guided_grammar", "guided_choice"):
         _check_length(field, getattr(asked, field), LONGEST_GRAMMAR)
-    _check_length("guided_regex", asked.guided_regex, LONGEST_REGEX)
+    _check_length("tools", asked.tools, LONGEST_TOOLS)
+    for field in ("guided_regex", "chat_template_kwargs"):
+        _check_length(field, getattr(asked, field), LONGEST_REGEX)
     if _there(asked.structured_outputs):
         try:
             regex = _CONSTRAINT.decode(bytes(asked.structured_outputs)).regex  # type: ignore[arg-type]
