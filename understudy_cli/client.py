@@ -80,6 +80,7 @@ class Gateway:
         self._http = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(600, connect=5),
+            verify=httpx.create_ssl_context(),  # whom SSL_CERT_FILE names is trusted on this machine too
             trust_env=not local,
             headers={"authorization": f"Bearer {key}"}
             if key
@@ -212,6 +213,10 @@ class _explained:
         if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
             reason = str(error) or type(error).__name__
             remedy = "Is it up? `understudy up` starts one here, --server names another."
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                remedy = (
+                    "Is it the right one? SSL_CERT_FILE names a PEM file with whom to trust, an authority of your own."
+                )
             raise Unreachable(f"The server {self._url} did not answer: {reason}", remedy) from error
 
 
