@@ -36,6 +36,7 @@ from understudy.belt.loop import Loop
 from understudy.belt.telemetry import Lag
 from understudy.errors import FATAL_EXIT, Fatal, UnderstudyError
 from understudy.service.log import configure
+from understudy.service.patience import Patience
 from understudy.service.token import internal_token
 from understudy.service.web import App, add_errors, add_health, guarded
 from understudy.settings import Settings
@@ -176,6 +177,7 @@ def _server(app: App, settings: Settings, *, inside: bool = False) -> uvicorn.Se
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=Patience,
             host=(settings.internal_host if inside else "") or settings.host,
             port=settings.internal_port if inside else settings.port,
             lifespan="off" if inside else "on",
