@@ -1,6 +1,6 @@
 """The stack of compose.yaml, under a project name and a port of its own, so that it disturbs none that is up.
 
-Override files come in by Compose's own variable, COMPOSE_FILE. Works with `docker compose` and with `docker-compose` 1.29.
+Override files come in by Compose's own variable, COMPOSE_FILE, and by name. Works with `docker compose` and with `docker-compose` 1.29.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from understudy.service.ports import free_ports
@@ -33,12 +34,40 @@ print(json.dumps({p.relative_to(refs).as_posix(): json.loads(p.read_text())["sha
 """
 
 
-class ComposeStack:
-    """`stack.up()`, then `stack.url` answers; ends with `stack.down()`, which leaves nothing."""
+# Run inside a container: which of the addresses in its arguments, `host:port`, it can connect to.
+REACHED = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def reached(address):
+    host, port = address.split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+        return True
+    except OSError:
+        return False
+with ThreadPoolExecutor(32) as threads:
+    print(json.dumps(list(threads.map(reached, sys.argv[1:]))))
+"""
+# Run inside a container: the status of a GET of the first argument, with the headers in the others.
+STATUS = """
+import sys, urllib.error, urllib.request
+request = urllib.request.Request(sys.argv[1], headers=dict(header.split(": ") for header in sys.argv[2:]))
+try:
+    print(urllib.request.urlopen(request, timeout=10).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
 
-    def __init__(self) -> None:
+
+class ComposeStack:
+    """`stack.up()`, then `stack.url` answers; ends with `stack.down()`, which leaves nothing.
+
+    `address`: of this machine, to publish the gateway at. `override`: one more file. `env`: what the operator has set.
+    """
+
+    def __init__(self, address: str = "127.0.0.1", override: str = "", env: Mapping[str, str] | None = None) -> None:
         (self.port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if 'tls' in override else 'http'}://127.0.0.1:{self.port}"
         modern = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
         self._command = [
             *(["docker", "compose"] if modern else ["docker-compose"]),
@@ -49,7 +78,9 @@ class ComposeStack:
             "DOCKER_BUILDKIT": "1",
             "COMPOSE_DOCKER_CLI_BUILD": "1",
             **os.environ,
-            "UNDERSTUDY_PUBLISH": f"127.0.0.1:{self.port}",
+            **(env or {}),
+            "UNDERSTUDY_PUBLISH": f"{address}:{self.port}",
+            "COMPOSE_FILE": ":".join([os.environ.get("COMPOSE_FILE", "compose.yaml"), *filter(None, [override])]),
         }
 
     def build(self) -> None:
@@ -60,9 +91,41 @@ class ComposeStack:
         """Start on empty volumes; returns once everything is healthy."""
         self._compose("up", "--detach", timeout=600)
         deadline = time.monotonic() + 300
-        while late := [name for name in SERVICES if self._inspect(name, "{{.State.Health.Status}}") != "healthy"]:
+        while late := [name for name in SERVICES if self.inspect(name, "{{.State.Health.Status}}") != "healthy"]:
             assert time.monotonic() < deadline, f"not healthy: {late}\n{self.logs()}"
             time.sleep(1)
+
+    def start(self, service: str) -> None:
+        """Start one service and what it needs; returns once that is healthy."""
+        self._compose("up", "--detach", service, timeout=600)
+
+    def run(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """A command in a container of its own, as an operator runs it while the service is not up."""
+        line = [*self._command, "run", "--rm", "-T", "--entrypoint", command[0], service, *command[1:]]
+        return subprocess.run(line, cwd=ROOT, env=self._env, capture_output=True, text=True, timeout=600)
+
+    def execute(self, service: str, *command: str) -> str:
+        """What a command says in a container that is up."""
+        return self._compose("exec", "-T", service, *command, timeout=120)
+
+    def reaches(self, service: str, others: Sequence[tuple[str, int]]) -> dict[tuple[str, int], bool]:
+        """Which ports of others a container can connect to, by any of their addresses, whatever names it can look up."""
+        asked = [(other, address) for other in others for address in self.addresses(other[0])]
+        line = [f"{address}:{port}" for (_, port), address in asked]
+        found = json.loads(self.execute(service, "python", "-c", REACHED, *line))
+        return {
+            other: any(yes for (asked_for, _), yes in zip(asked, found, strict=True) if asked_for == other)
+            for other in others
+        }
+
+    def addresses(self, service: str) -> list[str]:
+        """Of a container, in each of its networks."""
+        networks = json.loads(self.inspect(service, "{{json .NetworkSettings.Networks}}"))
+        return [network["IPAddress"] for network in networks.values()]
+
+    def status(self, service: str, url: str, *headers: str) -> int:
+        """How a GET from inside a container is answered."""
+        return int(self.execute(service, "python", "-c", STATUS, url, *headers))
 
     def down(self) -> None:
         """Stop everything and delete the volumes."""
@@ -76,7 +139,7 @@ class ComposeStack:
 
     def restarts(self, service: str) -> int:
         """How often Docker started the container again by itself."""
-        return int(self._inspect(service, "{{.RestartCount}}"))
+        return int(self.inspect(service, "{{.RestartCount}}"))
 
     def messages(self, run: str) -> dict[str, int]:
         """Topic -> messages of a run on the bus, apart from progress."""
@@ -91,12 +154,21 @@ class ComposeStack:
 
     def logs(self) -> str:
         """The last lines of every container."""
-        return self._compose("logs", "--no-color", "--tail", "40")
+        return self.log(tail="40")
+
+    def log(self, *services: str, tail: str = "all") -> str:
+        """All that containers said."""
+        return self._compose("logs", "--no-color", "--tail", tail, *services)
+
+    def config(self) -> str:
+        """What Compose makes of its files."""
+        return self._compose("config")
 
     def _python(self, service: str, script: str) -> str:
-        return self._compose("exec", "-T", service, "python", "-c", script, timeout=120)
+        return self.execute(service, "python", "-c", script)
 
-    def _inspect(self, service: str, what: str) -> str:
+    def inspect(self, service: str, what: str) -> str:
+        """What Docker knows of a service's container, by a template."""
         container = self._compose("ps", "-q", service).strip()
         return subprocess.check_output(["docker", "inspect", "-f", what, container], text=True, timeout=30).strip()
 
