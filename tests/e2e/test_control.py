@@ -110,7 +110,7 @@ def test_one_item_that_ends_at_served_and_a_served_model_that_is_only_scored(bel
     store = FsspecArtifactStore(settings.artifact_url(), settings.cache())
     training = load(belt.recipe).training
     base = PlannedBase(name="seedling", reference="seedling")
-    remarks = Dataset(source=str(ROOT / "examples/remarks.csv"), rows=Rows(train=48, validation=0, test=12))
+    remarks = Dataset(source=gateway.upload(ROOT / "examples/remarks.csv"), rows=Rows(train=48, validation=0, test=12))
     one = Plan(
         name="one",
         bases=(base,),
