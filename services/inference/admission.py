@@ -16,7 +16,7 @@ import hmac
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -88,7 +88,8 @@ class Admission:
         origins: frozenset[str] = frozenset(),
         inside: bool = False,
     ) -> None:
-        self._keys, self._sessions, self._token = keys, sessions, token
+        self._keys, self._sessions = keys, sessions
+        self._bearer = b"Bearer " + token.encode() if token else b""
         self._required, self._hosts, self._origins, self._inside = required, hosts, origins, inside
         self._allowances: defaultdict[str, _Allowance] = defaultdict(lambda: _Allowance(-1.0, time.monotonic()))
 
@@ -100,7 +101,10 @@ class Admission:
                 return INSIDER
             raise Refused(_error(404, f"There is nothing at {path[:200]}"))
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        if sum(name == b"host" for name, _ in scope["headers"]) != 1 and scope["http_version"] != "1.0":
+        hosts = 0
+        for name, _ in scope["headers"]:
+            hosts += name == b"host"
+        if hosts != 1 and scope["http_version"] != "1.0":
             raise Refused(_error(400, "A request names its host, once"))
         caller, known = self._caller(headers)
         if not known:
@@ -122,13 +126,15 @@ class Admission:
                 )
         return caller
 
-    @contextmanager
-    def counted(self, caller: Caller) -> Iterator[None]:
+    def counted(self, caller: Caller) -> AbstractContextManager[None]:
         """While a request is under way. Raises `Refused` when its key has too many, or had too many within the last minute."""
-        if caller.key is None:
-            yield
-            return
-        made, allowance, now = caller.key.made, self._allowances[caller.key.id], time.monotonic()
+        key = caller.key
+        bounded = key and (key.made.at_once is not None or key.made.requests_per_minute)
+        return self._counted(key) if key and bounded else nullcontext()
+
+    @contextmanager
+    def _counted(self, key: Key) -> Iterator[None]:
+        made, allowance, now = key.made, self._allowances[key.id], time.monotonic()
         if made.at_once is not None and allowance.under_way >= made.at_once:
             raise Refused(_too_many(f"Your key allows {made.at_once} requests at once", 1))
         if rate := made.requests_per_minute:
@@ -147,11 +153,11 @@ class Admission:
     def _caller(self, headers: Mapping[bytes, bytes]) -> tuple[Caller, bool]:
         """Who asks, and whether they showed it by themselves: no web page can have a browser do that."""
         said = headers.get(b"authorization", b"")
-        if self._token and hmac.compare_digest(said, b"Bearer " + self._token.encode()):
+        if self._bearer and hmac.compare_digest(said, self._bearer):
             return INSIDER, True
         scheme, _, text = said.decode("latin-1").partition(" ")
-        if scheme.lower() == "bearer" and text.strip().startswith(PREFIX):
-            if key := self._keys.find(text.strip()):
+        if (text := text.strip()).startswith(PREFIX) and scheme.lower() == "bearer":
+            if key := self._keys.find(text):
                 return Caller(key), True
             raise Refused(_unauthorised("This API key lets nobody in: it was never given out, or has ended"))
         if b"cookie" in headers and (key := self._sessions.caller(headers)):

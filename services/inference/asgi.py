@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
@@ -21,16 +20,6 @@ class Gone(Exception):
 
 class TooLarge(Exception):
     """The request body is longer than allowed."""
-
-
-class TooSlow(Exception):
-    """The request body came too slowly."""
-
-
-LONGEST_PAUSE = 30.0
-"""Seconds in which some of a body must come,"""
-LOOKED_AT, SLOWEST = 60.0, 1024
-"""and after so many seconds so many bytes a second of it must have come."""
 
 
 class Hangup:
@@ -65,12 +54,8 @@ class Hangup:
             self._exchange.abort()
 
 
-async def feed(exchange: Exchange, receive: Receive) -> bool:
-    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange.
-
-    Drops it, and returns True, when the body comes too slowly.
-    """
-    slow = False
+async def feed(exchange: Exchange, receive: Receive) -> None:
+    """Send the client's body on; afterwards, wait for the client to hang up and then drop the exchange."""
     try:
         async for piece in pieces(receive):
             await exchange.write(piece)
@@ -78,16 +63,13 @@ async def feed(exchange: Exchange, receive: Receive) -> bool:
         await receive()
     except Gone:
         pass
-    except TooSlow:
-        slow = True
     except OSError:  # the server reads no further: its answer says why
-        return False
+        return
     exchange.abort()
-    return slow
 
 
 async def read(receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises `TooLarge`, `TooSlow` and `Gone`."""
+    """The whole request body. Raises `TooLarge` and `Gone`."""
     body, size = [], 0
     async for piece in pieces(receive):
         body.append(piece)
@@ -98,21 +80,12 @@ async def read(receive: Receive, limit: int) -> bytes:
 
 
 async def pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """The request body as it comes. Raises `Gone` and `TooSlow`."""
-    began, size = time.monotonic(), 0
+    """The request body as it comes; how slowly it may is for the listener to say. Raises `Gone`."""
     while True:
-        try:
-            async with asyncio.timeout(LONGEST_PAUSE):
-                event = await receive()
-        except TimeoutError:
-            raise TooSlow from None
+        event = await receive()
         if event["type"] != "http.request":
             raise Gone
-        piece = event.get("body", b"")
-        size += len(piece)
-        if (passed := time.monotonic() - began) > LOOKED_AT and size < passed * SLOWEST:
-            raise TooSlow
-        yield piece
+        yield event.get("body", b"")
         if not event.get("more_body"):
             return
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-import orjson
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from services.inference.admission import Admission, Caller, Refused
-from services.inference.asgi import Gone, Hangup, TooLarge, TooSlow, answer, feed, read
+from services.inference.asgi import Gone, Hangup, TooLarge, answer, feed, read
+from services.inference.engine_errors import as_openai
 from services.inference.meter import Family, Meter
-from services.inference.question import Question, Wrong, asking_for_usage, check, question
-from services.inference.upstream import Exchange, Headers, Lost, Upstream
+from services.inference.question import Question, Wrong, asking_for_usage, question
+from services.inference.upstream import HOP_BY_HOP, Exchange, Headers, Lost, Upstream
 from services.inference.usage import Tap, Usage
 from understudy.errors import NotFound, UnderstudyError
 from understudy.service.doors import family, hot
@@ -28,15 +28,18 @@ from understudy.service.token import HEADER, KEY_ID, OWNER
 from understudy.service.web import App, Receive, Scope, Send, error_response
 
 COMPLETIONS = hot()
-OURS = (b"authorization", b"proxy-authorization", b"cookie", b"forwarded", b"x-request-id", HEADER, OWNER, KEY_ID)
-"""Headers that say who somebody is, where from, or which request this is: those behind believe only us."""
-FROM_PROXIES = b"x-forwarded-"
+OURS = HOP_BY_HOP | {b"authorization", b"cookie", b"forwarded", b"x-request-id"}
+"""Headers that say who somebody is, where from, or which request this is, or are about the client's own connection: those behind
+believe only us."""
+OUR_FAMILIES = (b"x-understudy-", b"x-forwarded-", b"proxy-")
+FOR_OURSELVES = (b"cookie", b"content-length", b"transfer-encoding", b"host")
+"""What the API and the pages of this service may see all the same."""
 OWN = "own"
 """What the metrics call this service's own API."""
 LOOK_AGAIN = 0.05
 """Seconds between two looks at an engine that is starting."""
-MOST_OF_AN_ERROR = 1 << 20
-"""Bytes."""
+LARGEST_ERROR = 1 << 20
+"""Bytes that are read of an engine's error."""
 
 
 class Routes(Protocol):
@@ -89,9 +92,8 @@ class Gateway:
                     elif name in self._families:
                         await self._pass_on(*self._families[name], caller, scope, receive, meter.send)
                     else:
-                        headers = [*_anonymous(scope["headers"]), *_on_behalf_of(caller)]
-                        if b"cookie" in (cookies := dict(scope["headers"])):  # of the pages of this service
-                            headers.append((b"cookie", cookies[b"cookie"]))
+                        kept = [header for header in scope["headers"] if header[0] in FOR_OURSELVES]
+                        headers = [*_anonymous(scope["headers"]), *_on_behalf_of(caller), *kept]
                         await self._app({**scope, "headers": headers}, receive, meter.send)
             except Refused as refused:
                 await refused.response(scope, receive, meter.send)
@@ -99,19 +101,16 @@ class Gateway:
     async def _complete(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read(receive, self._max_body)
-            asked = question(body)
-            if not caller.insider:
-                check(asked)
-            tap = None
-            if caller.key:
-                hide = bool(asked.stream) and not asked.wants_usage
-                tap = Tap(stream=bool(asked.stream), hide=hide)
-                body = asking_for_usage(body, asked) if hide else body
+            asked = question(body, bounded=not caller.insider)
+            hide = caller.key is not None and asked.stream is True and not asked.wants_usage
+            if hide:
+                body = asking_for_usage(body, asked)
+            tap = Tap(stream=asked.stream is True, hide=hide) if caller.key or asked.stream else None
             async with Hangup(receive) as hangup:
                 url, exchange = await self._ask(asked, scope, body, hangup)
                 try:
                     if exchange.status >= 400:
-                        await _in_our_shape(exchange, scope, receive, send)
+                        await as_openai(exchange.status, await _whole(exchange))(scope, receive, send)
                     else:
                         await answer(exchange, send, tap=tap)
                 finally:
@@ -123,8 +122,6 @@ class Gateway:
         except TooLarge:
             message = f"The request body is larger than {self._max_body} bytes. Send fewer or shorter messages."
             raise Refused(error_response(413, message, code="request_too_large")) from None
-        except TooSlow:
-            raise Refused(_too_slow()) from None
         except (Gone, Lost):  # nobody to tell, or too late: the missing end of the body says that the answer broke off
             pass
 
@@ -174,10 +171,10 @@ class Gateway:
         """Reverse proxy to another service; the body is sent on while it comes, and never twice."""
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         start = scope["method"].encode() + b" " + target
-        began, feeder = False, None
+        began = False
         headers = [*_anonymous(scope["headers"]), self._token, *_on_behalf_of(caller)]
         try:
-            exchange = await self._upstream.open(url, start, headers)
+            exchange = await self._upstream.open(url, start, headers, _length(scope["headers"]))
             feeder = asyncio.ensure_future(feed(exchange, receive))
             try:
                 await exchange.head()
@@ -187,8 +184,6 @@ class Gateway:
                 feeder.cancel()
                 exchange.abort()
         except OSError as error:
-            if feeder and feeder.done() and not feeder.cancelled() and feeder.result():
-                raise Refused(_too_slow()) from None
             if not began:  # else the missing end of the body says that the answer broke off
                 message = f"The service that has {scope['path'][:200]} ({name}) does not answer: {error}. Try again in a moment."
                 raise Refused(_unavailable(message, "service_unavailable")) from None
@@ -196,36 +191,37 @@ class Gateway:
 
 def _anonymous(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Without what says who the client is, and without what is about its own connection."""
-    named = {each.strip().lower() for name, value in headers if name == b"connection" for each in value.split(b",")}
-    return [
-        header
-        for header in headers
-        if header[0] not in OURS and header[0] not in named and not header[0].startswith(FROM_PROXIES)
-    ]
+    kept, named = [], b""
+    for header in headers:
+        name = header[0]
+        if name not in OURS and not name.startswith(OUR_FAMILIES):
+            kept.append(header)
+        elif name == b"connection":
+            named += b"," + header[1].lower()
+    if named and (listed := {each.strip() for each in named.split(b",")}):
+        return [header for header in kept if header[0] not in listed]
+    return kept
+
+
+def _length(headers: Headers) -> bytes | None:
+    """Of a body, as its client says; None: it comes in chunks."""
+    said = dict(headers)
+    return None if b"transfer-encoding" in said else said.get(b"content-length", b"0")
 
 
 def _on_behalf_of(caller: Caller) -> list[tuple[bytes, bytes]]:
     return [(OWNER, caller.name.encode()), (KEY_ID, caller.key.id.encode())] if caller.key else []
 
 
-async def _in_our_shape(exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-    """An engine's error as OpenAI writes them: vLLM's codes are numbers, which clients in Rust and Java refuse."""
+async def _whole(exchange: Exchange) -> bytes:
+    """The body of an engine's error, as far as it comes and is not too large."""
     body = b""
-    while not exchange.complete and len(body) <= MOST_OF_AN_ERROR:
-        body += await exchange.body()
     try:
-        said: Any = orjson.loads(body)
-        said = said.get("error", said) if isinstance(said, dict) else {}
-    except orjson.JSONDecodeError:
-        said = {}
-    said = said if isinstance(said, dict) else {"message": said}
-    message = str(said.get("message") or said.get("detail") or f"The engine answered {exchange.status}")[:10_000]
-    param, code = (said.get(name) if isinstance(said.get(name), str) else None for name in ("param", "code"))
-    await error_response(exchange.status, message, param=param, code=code)(scope, receive, send)
-
-
-def _too_slow() -> JSONResponse:
-    return error_response(408, "The request's body came too slowly. Send it again, without pauses.", code="too_slow")
+        while not exchange.complete and len(body) <= LARGEST_ERROR:
+            body += await exchange.body()
+    except Lost:
+        pass
+    return body
 
 
 def _unavailable(message: str, code: str) -> Response:

@@ -19,7 +19,7 @@ CONNECT_SECONDS = 5.0
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"upgrade")
 ) | {b"transfer-encoding", b"content-length", b"host", b"expect"}
-"""Headers about one connection, which are not passed on; those on length are written afresh."""
+"""Headers about one connection, which nobody passes on; those on length are written afresh."""
 
 
 class Lost(ConnectionError):
@@ -107,7 +107,7 @@ class Exchange:
 
 
 class Upstream:
-    """Sends requests over kept connections; for one event loop."""
+    """Sends requests over kept connections; for one event loop. Headers are those to be sent, none of them `HOP_BY_HOP`."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[Exchange]] = {}
@@ -122,14 +122,13 @@ class Upstream:
         writer.write(_head(url, start, headers, b"content-length: %d" % len(body)) + body)
         return Exchange(reader, writer, kept=kept is not None)
 
-    async def open(self, url: str, start: bytes, headers: Headers) -> Exchange:
-        """Send a request whose body is still to `write`, on a connection of its own, so that it is never sent twice."""
+    async def open(self, url: str, start: bytes, headers: Headers, length: bytes | None) -> Exchange:
+        """Send a request whose body is still to `write`, on a connection of its own, so that it is never sent twice. `length`: of
+        the body; None: it goes in chunks. Raises `OSError`."""
         reader, writer = await _connect(url)
-        chunked = any(name == b"transfer-encoding" for name, _ in headers)
-        length = next((value for name, value in headers if name == b"content-length"), b"0")
-        framing = b"transfer-encoding: chunked" if chunked else b"content-length: " + length
+        framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
         writer.write(_head(url, start, headers, framing + b"\r\nconnection: close"))
-        return Exchange(reader, writer, chunked=chunked)
+        return Exchange(reader, writer, chunked=length is None)
 
     def release(self, url: str, exchange: Exchange) -> None:
         """Keep the connection for another request, or drop it."""
@@ -163,5 +162,5 @@ async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
 
 def _head(url: str, start: bytes, headers: Headers, framing: bytes) -> bytes:
     lines = [start + b" HTTP/1.1", b"host: " + url.split("//", 1)[1].rstrip("/").encode(), framing]
-    lines += [name + b": " + value for name, value in headers if name not in HOP_BY_HOP]
+    lines += [name + b": " + value for name, value in headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from services.inference.engine_errors import event_as_openai
 from understudy.belt.folds.keys import Key
 
 MOST = 10_000
@@ -23,13 +24,20 @@ _PROMPT, _COMPLETION = re.compile(rb'"prompt_tokens":\s*(\d+)'), re.compile(rb'"
 _USAGE = re.compile(rb'"usage":\s*\{')
 _LONGEST = 400
 """Bytes of what an engine says about usage."""
+_END, _LONGEST_EVENT = b"\n\n", 1 << 20
 _NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
 
 
 class Tap:
-    """Reads the usage out of one answer that passes. `stream`: it comes as events; `hide`: the one about usage was not asked for."""
+    """Reads the usage out of one answer that passes, and lets go on what is for the client.
 
-    def __init__(self, *, stream: bool, hide: bool) -> None:
+    `stream`: it comes as events, which go on only whole; errors among them in OpenAI's shape. `hide`: the event about usage was
+    not asked for.
+    """
+
+    __slots__ = ("_hide", "_pieces", "_rest", "_stream", "_told")
+
+    def __init__(self, *, stream: bool, hide: bool = False) -> None:
         self._stream, self._hide = stream, hide
         self._rest = b""
         self._told: tuple[int, int] | None = None
@@ -41,31 +49,40 @@ class Tap:
         return self._told or (0, self._pieces)
 
     def feed(self, piece: bytes) -> bytes:
-        """What of the answer goes on now: events only whole."""
+        """What of the answer goes on now."""
+        text = self._rest + piece if self._rest else piece
         if not self._stream:
-            self._look(self._rest + piece)
-            self._rest = (self._rest + piece)[-_LONGEST:]
+            if b'"usage"' in text:
+                self._look(text)
+            self._rest = text[-_LONGEST:]
             return piece
-        whole, end, self._rest = (self._rest + piece).rpartition(b"\n\n")
-        if not end:
+        end = text.rfind(_END) + len(_END)
+        if end < len(_END):
+            if len(text) > _LONGEST_EVENT:  # no events that we know
+                self._rest = b""
+                return text
+            self._rest = text
             return b""
-        events = whole + end
-        if not _NO_CHOICES.search(events):
+        events = text if end == len(text) else text[:end]
+        self._rest = text[end:]
+        if b'"usage"' not in events and b'"error"' not in events:  # which inside of a text would be \"usage\"
             self._pieces += events.count(b"data: {")
             return events
-        return b"".join(event + end for event in whole.split(end) if self._passes(event))
+        return b"".join(self._passed(event) for event in events[: -len(_END)].split(_END))
 
     def end(self) -> bytes:
         """What is left when the answer is over."""
         rest, self._rest = self._rest, b""
         return rest if self._stream else b""
 
-    def _passes(self, event: bytes) -> bool:
-        if not _NO_CHOICES.search(event):
-            self._pieces += event.startswith(b"data: {")
-            return True
-        self._look(event)
-        return not self._hide
+    def _passed(self, event: bytes) -> bytes:
+        if b'"error"' in event:
+            return event_as_openai(event) + _END
+        if _NO_CHOICES.search(event):
+            self._look(event)
+            return b"" if self._hide else event + _END
+        self._pieces += event.startswith(b"data: {")
+        return event + _END
 
     def _look(self, text: bytes) -> None:
         for found in _USAGE.finditer(text):
