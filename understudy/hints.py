@@ -9,11 +9,13 @@ MOST_NAMED = 20
 """Words that an error lists; with more it says how many there are."""
 MOST_SEARCHED = 500
 """Words that are looked through: a search takes time, and somebody waits for it."""
+LONGEST = 200
+"""Characters of a word that may be meant for another."""
 
 
 def meant(word: str, known: Collection[str]) -> str:
-    """` (did you mean `x`?)`, whatever its case; empty when no known word is near, or there are too many."""
-    if len(known) > MOST_SEARCHED:
+    """` (did you mean `x`?)`, whatever its case; empty when no known word is near, it is too long, or there are too many."""
+    if len(known) > MOST_SEARCHED or len(word) > LONGEST:
         return ""
     folded = {name.casefold(): name for name in known}
     close = difflib.get_close_matches(word.casefold(), folded, n=1)

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from understudy import document
 from understudy.errors import Invalid
 from understudy.hints import nearest
 from understudy.metrics import METRICS, of_classes, of_one_class
@@ -31,7 +31,15 @@ HUB = "hf:"
 OPENAI = "openai"
 """The provider that is always there."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
-MAX_RECIPE_BYTES = 256 * 1024
+Reference = Annotated[str, Field(max_length=64)]
+"""A name that is given elsewhere in the recipe, or known."""
+ColumnName = Annotated[str, Field(max_length=1000)]
+ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
+Words = Annotated[str, Field(max_length=1000, pattern=ONE_LINE)]
+"""A line of text, as it is shown to people."""
+MAX_RECIPE_BYTES = document.MAX_BYTES
+MOST_LOOKED_AT, LONGEST_PLACE = 50, 300
+"""Mistakes that are looked at, and characters of the place that is named."""
 TASKS: dict[str, bool] = {"classify": True, "passthrough": False}
 """What may become of a table: each is a file of this name in `services/datagen/tasks`. -> Whether its answers are classes."""
 
@@ -45,11 +53,11 @@ class Section(BaseModel):
 class Columns(Section):
     """Which columns of the table hold what. Only those a task needs are read."""
 
-    text: str = "text"
-    label: str = "label"
-    instruction: str = "instruction"
-    input: str = "input"
-    output: str = "output"
+    text: ColumnName = "text"
+    label: ColumnName = "label"
+    instruction: ColumnName = "instruction"
+    input: ColumnName = "input"
+    output: ColumnName = "output"
 
 
 Price = Annotated[float, Field(ge=0, le=1e6)]
@@ -59,7 +67,7 @@ class Generator(Section):
     """Who writes the instructions of a `classify` dataset."""
 
     kind: Literal["template", "llm"] = "template"
-    model: str | None = None
+    model: Words | None = None
     """Model name at the provider; needed when `kind: llm`."""
     provider: Name = OPENAI
     """Name of an endpoint that the operator of the service has set, see `llm/providers.py`."""
@@ -89,12 +97,12 @@ class Rows(Section):
 class Dataset(Section):
     """A source table and how it becomes instruction examples."""
 
-    source: str
+    source: Words
     """`hf:NAME[@revision]`, a CSV/JSONL/JSON/Parquet path, or an uploaded `file-...` id."""
-    task: str = "classify"
+    task: Reference = "classify"
     """One of `TASKS`; checked at the doors, so that a plan with a newer one stays readable."""
     columns: Columns = Columns()
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[ColumnName, ColumnName] = Field(default_factory=dict, max_length=1000)
     """Value in the label column -> class name, e.g. {0: negative, 1: positive}. Empty: values are the names."""
     generator: Generator = Generator()
     rows: Rows = Rows()
@@ -110,15 +118,15 @@ class Dataset(Section):
         return TASKS.get(self.task, False)
 
 
-BaseName = Annotated[str, Field(min_length=1, max_length=1000)]
-Weight = Annotated[float, Field(gt=0, le=1e6)]
-Mix = Annotated[dict[str, Weight], Field(min_length=1)]
+BaseName = Annotated[Words, Field(min_length=1)]
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
+Mix = Annotated[dict[Reference, Weight], Field(min_length=1, max_length=100)]
 
 
 class Variant(Section):
     """What one adapter is trained on."""
 
-    train: str | Mix | Annotated[tuple[str | Mix, ...], Field(min_length=1)]
+    train: Reference | Mix | Annotated[tuple[Reference | Mix, ...], Field(min_length=1, max_length=32)]
     """A dataset; a mix {dataset: weight}; or a list of these trained one after another into ONE adapter."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings of this variant's training that differ from those of all, e.g. {learning_rate: 0.001}."""
@@ -129,13 +137,16 @@ class Variant(Section):
         return tuple({part: 1.0} if isinstance(part, str) else part for part in parts)
 
 
+Target = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+
+
 class Lora(Section):
     """Shape of the adapter."""
 
     r: Literal[1, 8, 16, 32, 64, 128, 256] = 8
-    alpha: int = Field(default=32, ge=1)
+    alpha: int = Field(default=32, ge=1, le=65_536)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=64)] | Literal["all-linear"] = "all-linear"
 
 
 class Training(Section):
@@ -153,10 +164,10 @@ class Training(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
     max_length: int = Field(default=512, ge=16, le=131_072)
     """Tokens of prompt and answer together; longer examples are left out and counted, never cut."""
-    checkpoint_every: int = Field(default=20, ge=1)
+    checkpoint_every: int = Field(default=20, ge=1, le=1_000_000)
     """Optimizer steps between checkpoints."""
     keep: Literal["last", "best"] = "last"
     """Whose weights become the adapter: those of the last step, or of the checkpoint with the lowest validation loss."""
@@ -165,12 +176,12 @@ class Training(Section):
 class Panel(Section):
     """One set of questions every variant answers, and the metrics on the answers."""
 
-    dataset: str | None = None
+    dataset: Reference | None = None
     """A dataset of this recipe; its test split is asked."""
-    prompts: str | None = None
+    prompts: Words | None = None
     """Or a JSONL of {prompt, reference?} (path or file id)."""
-    metrics: Annotated[tuple[str, ...], Field(max_length=64)]
-    positive: str | None = None
+    metrics: Annotated[tuple[Reference, ...], Field(max_length=64)]
+    positive: ColumnName | None = None
     """Class name that `f1_positive` and its like are of."""
     max_tokens: int = Field(default=64, ge=1, le=4096)
 
@@ -184,7 +195,7 @@ class Panel(Section):
 class Evaluation(Section):
     """How base and variants are compared."""
 
-    panels: dict[Name, Panel] = Field(default_factory=dict)
+    panels: dict[Name, Panel] = Field(default_factory=dict, max_length=100)
     bootstrap: int = Field(default=1000, ge=100, le=100_000)
     """Resamples behind every interval."""
 
@@ -198,7 +209,7 @@ class Recipe(Section):
     seed: int = Field(default=17, ge=0, lt=2**31)
     seeds: int = Field(default=1, ge=1, le=16)
     """How many times each variant is trained, with `seed`, `seed + 1`, ...: shows what another training would give."""
-    datasets: dict[Name, Dataset] = Field(min_length=1)
+    datasets: dict[Name, Dataset] = Field(min_length=1, max_length=100)
     variants: dict[Name, Variant] = Field(default_factory=dict, max_length=500)
     """Empty: one variant per dataset that has training rows."""
     training: Training = Training()
@@ -269,28 +280,17 @@ def _two(below: dict[str, Any], above: dict[str, Any], name: str) -> bool:
 
 def load(path: Path) -> Recipe:
     """Read and validate a recipe file; raises `Invalid` naming the file, the key and the remedy."""
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise Invalid(
-                f"{path} is larger than a recipe can be ({MAX_RECIPE_BYTES} bytes)", "Name data files in it instead."
-            )
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise Invalid(f"There is no recipe file at {path}", "See recipes/ for examples.") from None
-    except UnicodeDecodeError as error:
-        raise Invalid(f"{path} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from None
-    except yaml.YAMLError as error:
-        raise Invalid(f"{path} is not valid YAML: {' '.join(str(error).split())}", "Fix that line.") from None
-    return parse(document, str(path))
+    return parse(document.read(path), str(path))
 
 
-def parse(document: object, where: str) -> Recipe:
+def parse(written: object, where: str) -> Recipe:
     """Validate a recipe given as plain data; `where` names it in errors."""
-    if not isinstance(document, dict):
+    if not isinstance(written, dict):
         raise Invalid(f"{where} is not a recipe: expected keys such as `datasets:` at the top level")
-    below, looked_at = "", document
+    document.check(written, where)
+    below, looked_at = "", written
     try:
-        recipe = Recipe.model_validate(document, extra="forbid")
+        recipe = Recipe.model_validate(written, extra="forbid")
         for name, variant in recipe.variants.items():
             below = f"variants.{name}.training"  # as strict as the settings of all
             looked_at = _merged(recipe.training.model_dump(), variant.training)
@@ -313,34 +313,36 @@ def _check_validation(recipe: Recipe, where: str) -> None:
             )
 
 
-def _mistakes(error: ValidationError, document: object, below: str) -> list[str]:
+def _mistakes(error: ValidationError, written: object, below: str) -> list[str]:
     """A sentence for each place. Where a value may be of several kinds, about the kind that it comes nearest to."""
     found: dict[tuple[str, ...], list[Any]] = {}
-    for each in error.errors():
-        found.setdefault(_place(each, document), []).append(each)
+    for each in error.errors()[:MOST_LOOKED_AT]:
+        found.setdefault(_place(each, written), []).append(each)
     inner = {place[:end] for place in found for end in range(len(place))}
     return [_explain(".".join((*filter(None, [below]), *place)), found[place]) for place in found if place not in inner]
 
 
-def _place(error: Any, document: object) -> tuple[str, ...]:
+def _place(error: Any, written: object) -> tuple[str, ...]:
     """The keys that lead to a mistake, without the names of the Python types that were tried on the way."""
     place: list[str] = []
     for number, part in enumerate(error["loc"], start=1):
-        inside = {str(key): value for key, value in _entries(document)}
-        missing = number == len(error["loc"]) and error["type"] in ("missing", "string_pattern_mismatch")
+        inside = {str(key): value for key, value in _entries(written)}
+        missing = number == len(error["loc"]) and error["type"] == "missing"
         if str(part) in inside or missing:
             place.append(str(part))
-            document = inside.get(str(part))
+            written = inside.get(str(part))
     return tuple(place)
 
 
-def _entries(document: object) -> Iterable[tuple[Any, Any]]:
-    if isinstance(document, dict):
-        return document.items()
-    return enumerate(document) if isinstance(document, list | tuple) else ()
+def _entries(written: object) -> Iterable[tuple[Any, Any]]:
+    if isinstance(written, dict):
+        return written.items()
+    return enumerate(written) if isinstance(written, list | tuple) else ()
 
 
 def _explain(place: str, errors: list[Any]) -> str:
+    if len(place) > LONGEST_PLACE:
+        place = f"{place[:LONGEST_PLACE]}..."
     if errors[0]["type"] == "extra_forbidden":
         return f"unknown key `{place}`{nearest(str(errors[0]['loc'][-1]), _known_keys())}"
     nearer = [each for each in errors if not each["type"].endswith(("_type", "literal_error"))] or errors
@@ -352,6 +354,8 @@ def _in_yaml(error: Any) -> str:
     """The message in the words of whoever writes YAML."""
     if error["type"] in ("model_type", "dict_type"):
         return "Input should be keys with values"
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == ONE_LINE:
+        return "Input should be one line of text without control characters"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message.replace("Tuple", "List").replace("valid tuple", "valid list").replace(" after validation", "")
 

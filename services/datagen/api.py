@@ -46,7 +46,7 @@ class RunCancel(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    item: str | None = None
+    item: str | None = Field(default=None, max_length=200)
     """None: the whole run."""
 
 
@@ -152,7 +152,7 @@ async def _body(request: Request, kind: type[B], remedy: str, nothing: B | None 
         return nothing if nothing is not None and document is None else kind.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, first["loc"]))[:200]
         raise Invalid(f"{place}: {first['msg']}" if place else first["msg"], remedy) from None
     except (ValueError, RecursionError) as error:
         raise Invalid(f"The request is not JSON: {error}", remedy) from None

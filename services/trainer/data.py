@@ -97,8 +97,8 @@ def _split(prompt: Sequence[int], chat: Sequence[int], stops: frozenset[int], eo
 
 
 def budget(stages: Stages, corpora: Mapping[str, Corpus], epochs: float) -> int:
-    """Tokens of `epochs` passes over every dataset that `stages` name, each counted once."""
-    return round(epochs * sum(corpora[name].tokens for name in {name for stage in stages for name in stage}))
+    """Tokens of `epochs` passes over every dataset that `stages` name, each counted once; never so few that nothing is learnt."""
+    return max(1, round(epochs * sum(corpora[name].tokens for name in {name for stage in stages for name in stage})))
 
 
 def draw(stages: Stages, corpora: Mapping[str, Corpus], budgets: Sequence[int], seed: str) -> list[list[Draw]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,10 @@ def test_an_unknown_key_names_itself_and_the_nearest() -> None:
         ({"base": []}, "r.yaml: `base`: List should have at least 1 item, not 0. "),
         ({"base": 3}, "r.yaml: `base`: Input should be a valid string, or: Input should be a valid list. "),
         ({"base": ["a", 3]}, "r.yaml: `base.1`: Input should be a valid string. "),
-        ({"variants": {"v": {"train": {"d": -1}}}}, "r.yaml: `variants.v.train.d`: Input should be greater than 0. "),
+        (
+            {"variants": {"v": {"train": {"d": -1}}}},
+            "r.yaml: `variants.v.train.d`: Input should be greater than or equal to 0.000001. ",
+        ),
         ({"variants": {"v": {"train": []}}}, "r.yaml: `variants.v.train`: List should have at least 1 item, not 0. "),
         ({"training": {"lora": 3}}, "r.yaml: `training.lora`: Input should be keys with values. "),
         (
@@ -77,6 +82,15 @@ def test_a_nested_mistake_names_its_place() -> None:
     )
 
 
+LAUGHS = b"a: &a [1,2,3,4,5,6,7,8,9]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (letter, letter, b",".join([b"*%c" % (letter - 1)] * 9)) for letter in b"bcdefghij"
+)
+"""Ten lines of YAML that are a billion numbers."""
+MERGES = b"a: &a {k: 1}\n" + b"".join(
+    b"%c: &%c {<<: [%s]}\n" % (letter, letter, b",".join([b"*%c" % (letter - 1)] * 9)) for letter in b"bcdefghij"
+)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -92,10 +106,105 @@ def test_prices_and_budgets_are_sums_of_money(key: str, value: Any) -> None:
     assert key in refused({"datasets": {"d": {"source": "d.csv", "generator": generator}}})
 
 
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("-inf"), float("nan"), 10**18, 1e300, 10**400, "1e400"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "variants.v.train.d",
+        "training.weight_decay",
+        "training.epochs",
+        "training.learning_rate",
+        "training.warmup",
+        "training.batch_size",
+        "training.max_length",
+        "training.checkpoint_every",
+        "training.lora.alpha",
+        "training.lora.dropout",
+        "training.lora.r",
+        "variants.v.training.weight_decay",
+        "variants.v.training.checkpoint_every",
+        "evaluation.bootstrap",
+        "evaluation.panels.p.max_tokens",
+        "datasets.d.rows.train",
+        "datasets.d.generator.budget_usd",
+        "datasets.d.generator.concurrency",
+        "seed",
+        "seeds",
+    ],
+)
+def test_numbers_are_finite_and_in_range_or_refused(place: str, value: object) -> None:
+    """None of them reaches a message, where JSON has no word for it, or a training, where it takes an hour to show."""
+    document: dict[str, Any] = {
+        "datasets": {"d": {"source": "d.csv", "rows": {}, "generator": {}}},
+        "variants": {"v": {"train": {"d": 1}, "training": {}}},
+        "training": {"lora": {}},
+        "evaluation": {"panels": {"p": {"dataset": "d", "metrics": ["f1"]}}},
+    }
+    *path, last = place.split(".")
+    inner = document
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    if value == 0 and last in ("weight_decay", "warmup", "dropout", "train", "seed"):
+        recipe.parse(document, "r.yaml")
+        return
+    with pytest.raises(Invalid) as caught:
+        recipe.parse(document, "r.yaml")
+    assert place in str(caught.value) or "a number that is too large" in str(caught.value)
+
+
+MANY: list[tuple[dict[str, Any], str]] = [
+    (
+        {"datasets": {f"d{n}": {"source": "d.csv"} for n in range(101)}},
+        "`datasets`: Dictionary should have at most 100",
+    ),
+    ({"variants": {f"v{n}": {"train": "d"} for n in range(501)}}, "`variants`: Dictionary should have at most 500"),
+    ({"variants": {f"v{n}": {"train": "d"} for n in range(20_000)}}, "too many keys and values. At most 20,000"),
+    ({"variants": {"v": {"train": ["d"] * 33}}}, "`variants.v.train`: List should have at most 32"),
+    (
+        {"variants": {"v": {"train": {f"d{n}": 1 for n in range(101)}}}},
+        "`variants.v.train`: Dictionary should have at most",
+    ),
+    ({"variants": {"v": {"train": {}}}}, "`variants.v.train`: Dictionary should have at least 1"),
+    ({"training": {"lora": {"targets": ["q"] * 65}}}, "`training.lora.targets`: List should have at most 64"),
+    ({"training": {"lora": {"targets": []}}}, "`training.lora.targets`: List should have at least 1"),
+    ({"training": {"lora": {"targets": ["(a+)+$"]}}}, "`training.lora.targets.0`"),
+    ({"evaluation": {"panels": {f"p{n}": {"dataset": "d", "metrics": ["f1"]} for n in range(101)}}}, "at most 100"),
+    ({"evaluation": {"panels": {"p": {"dataset": "d", "metrics": ["f1"] * 65}}}}, "at most 64"),
+    ({"datasets": {"d": {"source": "d.csv", "labels": dict.fromkeys(range(1001), "x")}}}, "at most 1000"),
+    ({"datasets": {"d": {"source": "x" * 1001}}}, "`datasets.d.source`: String should have at most 1000"),
+    ({"datasets": {"d": {"source": "a\nb.csv"}}}, "`datasets.d.source`: Input should be one line of text"),
+    ({"datasets": {"d": {"source": "d.csv", "columns": {"text": "x" * 1001}}}}, "`datasets.d.columns.text`"),
+    ({"base": "\x1b[2J"}, "`base`: Input should be one line of text"),
+    ({"name": "x" * 65}, "`name`"),
+    ({"x" * 4000: 1}, "unknown key `" + "x" * 300 + "...`"),
+    ({"x" * 5000: 1}, "a name or value of 5,000 characters. At most 4,096"),
+    ({f"key{n}": 1 for n in range(9000)}, "unknown key `key0`"),
+    ({"variants": {"v": {"train": [3] * 9000}}}, "`variants.v.train"),
+    ({"variants": {"v": {"train": "d", "training": {"lora": json.loads("[" * 900 + "]" * 900)}}}}, "nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), MANY, ids=range(len(MANY)))
+def test_every_number_of_things_has_a_most_and_a_refusal_is_short_and_quick(change: dict[str, Any], says: str) -> None:
+    began = time.process_time()
+    said = refused(change)
+    assert says in said
+    assert len(said) < 1500
+    assert time.process_time() - began < 2, "who refuses must not work longer than who asks"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"name: [", "not valid YAML"),
+        (b"name: " + b"9" * 5000, "value that cannot be read"),
+        (b"name: 2024-99-99", "value that cannot be read"),
+        (b"seed: 0x" + b"f" * 9000, "a number that is too large"),
+        (b"a: " + b"[" * 50_000, "nested too deeply"),
+        (b"a: &a [*a]", "nested too deeply"),
+        (LAUGHS, "too many keys and values"),
+        (MERGES, "merge keys bring more than 20,000 keys"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"- a\n", "is not a recipe"),
         (b"", "is not a recipe"),
