@@ -34,6 +34,11 @@ class _Loader(yaml.SafeLoader):
             )
 
 
+def parsed(text: str) -> object:
+    """What YAML says; raises `YAMLError`, `ValueError` or `RecursionError`, and never takes more memory than its text is worth."""
+    return yaml.load(text, _Loader)  # a safe loader
+
+
 def read(path: Path) -> object:
     """What a YAML file says; raises `Invalid` naming the file and the remedy."""
     try:
@@ -43,7 +48,7 @@ def read(path: Path) -> object:
             raise Invalid(
                 f"{path} is larger than a recipe can be ({MAX_BYTES} bytes)", "Name data files in it instead."
             )
-        return yaml.load(content.decode(), _Loader)  # a safe loader
+        return parsed(content.decode())
     except (FileNotFoundError, IsADirectoryError):
         raise Invalid(f"There is no recipe file at {path}", "See recipes/ for examples.") from None
     except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from understudy import document
 from understudy.errors import Invalid
 
 README = "README.md"
@@ -125,7 +126,7 @@ def _as_told(paths: Sequence[str], readme: str) -> dict[str, list[str]] | None:
 def _configs(readme: str) -> list[Mapping[str, Any]]:
     front = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", readme, re.DOTALL)
     try:
-        told = yaml.safe_load(front[1]) if front else None
+        told = document.parsed(front[1]) if front else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return []
     configs = told.get("configs") if isinstance(told, dict) else None

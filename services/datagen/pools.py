@@ -23,6 +23,10 @@ from understudy.records import Rejected
 
 CHECKED_ROWS = 50_000
 """Rows looked at before a run is accepted."""
+CHECKED_CHARS = 50_000_000
+"""Of their text: many may ask at once."""
+MOST_PROMPTS = 10_000
+"""Questions of a panel that brings its own: every item is asked all of them."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,12 @@ class Pools:
     def look(self, wanted: Wanted, source: Source) -> None:
         """The same of a source that is open already."""
         rows, sieve = sift(wanted, source, self.max_text_chars)
+        chars = 0
         for row in itertools.islice(rows, CHECKED_ROWS):
             sieve.take(row)
+            chars += sum(map(len, row.values.values()))
+            if chars > CHECKED_CHARS:
+                break
         candidates = sieve.candidates()
         self.classes(wanted, source, candidates, sieve.rejected, whole=next(rows, None) is None)
 
@@ -87,6 +95,10 @@ class Pools:
         if whole and not candidates:
             remedy = "Check `columns:` and `labels:` in the recipe." if wanted.rows else ""
             raise Invalid(f"{where} has no usable row{reasons(rejected)}", remedy)
+        if not wanted.rows and len(candidates) > MOST_PROMPTS:
+            raise Invalid(
+                f"{where} has more than {MOST_PROMPTS:,} prompts", "Every item is asked all of them: use fewer."
+            )
         return wanted.task.classes(Seen(where, candidates, rejected, whole), self.max_labels)
 
     def read(self, wanted: Wanted, seed: int, say: Say) -> Generator[Progress, None, Pool]:
