@@ -7,7 +7,6 @@ code 1, wrong usage is exit code 2, everything else is a bug and shows its trace
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated
@@ -62,12 +61,6 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def understudy(
-    key: Annotated[
-        str | None,
-        typer.Option(
-            help="API key for --server; better in UNDERSTUDY_API_KEY, for others on this machine see what is typed"
-        ),
-    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error; anywhere on the line")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version", is_eager=True, callback=_version)
@@ -81,8 +74,6 @@ def understudy(
     understudy run recipes/quickstart.yaml   the whole loop, in minutes
     understudy up                            serve; any OpenAI client works
     """
-    if key:
-        os.environ["UNDERSTUDY_API_KEY"] = key
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,11 +6,17 @@ from understudy.belt.folds.run import AT
 from understudy.belt.folds.views import OVER, RunState
 from understudy_cli.console import output
 from understudy_cli.folder import Folder
-from understudy_cli.options import DataOption, ItemArgument, RunArgument, ServerOption
+from understudy_cli.options import DataOption, ItemArgument, KeyOption, RunArgument, ServerOption
 from understudy_cli.session import data_folder, lookup
 
 
-def cancel(run: RunArgument, item: ItemArgument = None, server: ServerOption = None, data: DataOption = None) -> None:
+def cancel(
+    run: RunArgument,
+    item: ItemArgument = None,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    data: DataOption = None,
+) -> None:
     """Cancel a run, or one item of it.
 
     \b
@@ -22,7 +28,7 @@ def cancel(run: RunArgument, item: ItemArgument = None, server: ServerOption = N
     Nothing is lost: checkpoints and answers are kept, and the command that began the run takes it up again where it stood.
     """
     folder = data_folder(data)
-    with lookup(server, folder) as source:
+    with lookup(server, folder, key) as source:
         state = source.run(run)
         what = f"Item {item} of run {run}" if item else f"Run {run}"
         if ended := _ended(state, item):

@@ -12,7 +12,7 @@ from rich.console import Console
 from understudy.errors import Invalid, UnderstudyError
 from understudy_cli.client import Gateway, Unreachable
 from understudy_cli.console import errors
-from understudy_cli.options import DataOption, ServerOption
+from understudy_cli.options import DataOption, KeyOption, ServerOption
 from understudy_cli.session import data_folder, interruptible, session
 
 MAX_INPUT = 1 << 20
@@ -27,6 +27,7 @@ Turn = dict[str, str]
 def chat(
     model: Annotated[str, typer.Argument(help="Name of a model on the endpoint", show_default=False)],
     server: ServerOption = None,
+    key: KeyOption = None,
     data: DataOption = None,
     system: Annotated[str | None, typer.Option(help="System message to begin with", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(help="Of each answer", min=1)] = 128,
@@ -39,7 +40,7 @@ def chat(
     echo "How was the film?" | understudy chat quickstart:my-variant
     """
     err, opening = errors(), [{"role": "system", "content": system}] if system else []
-    with interruptible(), session(server, data_folder(data), err) as at, Gateway(at.url) as gateway:
+    with interruptible(), session(server, data_folder(data), err, key) as at, Gateway(at.url, at.key) as gateway:
         known = gateway.models()
         if model not in known:
             raise Invalid(

@@ -7,7 +7,6 @@ chats. Every problem leaves as an `UnderstudyError` that says what and where. Do
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -70,21 +69,18 @@ class Source(Protocol):
 
 
 class Gateway:
-    """`with Gateway(url) as gateway: gateway.run("quickstart-0123456789")`."""
+    """`with Gateway(url, key) as gateway: gateway.run("quickstart-0123456789")`. No redirect is followed: the key goes to `url` alone."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
         local = httpx.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
         # No limit on uploads and answers of a slow machine; a lost server shows up as a failed connection.
-        key = os.environ.get("UNDERSTUDY_API_KEY", "").strip()
         self._http = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(600, connect=5),
             verify=httpx.create_ssl_context(),  # whom SSL_CERT_FILE names is trusted on this machine too
             trust_env=not local,
-            headers={"authorization": f"Bearer {key}"}
-            if key
-            else {},  # it follows no redirect, so the key goes nowhere else
+            headers={"authorization": f"Bearer {_sendable(key)}"} if key else {},
         )
 
     def upload(self, path: Path) -> str:
@@ -136,7 +132,7 @@ class Gateway:
 
     def content(self, model: str, file: ModelFile) -> Iterator[bytes]:
         with _explained(self.url), self._http.stream("GET", f"{_model(model)}/files/{quote(file.path)}") as answer:
-            if answer.is_error:
+            if not answer.is_success:
                 answer.read()
                 raise _refusal(answer, self.url)
             yield from answer.iter_bytes()
@@ -157,7 +153,7 @@ class Gateway:
             "stream": True,
         }
         with _explained(self.url), self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            if answer.is_error:
+            if not answer.is_success:
                 answer.read()
                 raise _refusal(answer, self.url)
             for event in EventSource(answer).iter_sse():
@@ -177,7 +173,7 @@ class Gateway:
     def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         with _explained(self.url):
             answer = self._http.request(method, path, **body)
-            if answer.is_error:
+            if not answer.is_success:
                 raise _refusal(answer, self.url)
             return answer
 
@@ -220,15 +216,33 @@ class _explained:
             raise Unreachable(f"The server {self._url} did not answer: {reason}", remedy) from error
 
 
+def _sendable(key: str) -> str:
+    """The key as a header has it. Raises `Invalid` for what cannot be one, without saying it."""
+    if not (key := key.strip()).isascii() or not key.isprintable():
+        raise Invalid("The API key has a character that no key has", "Look at UNDERSTUDY_API_KEY, or what --key names.")
+    return key
+
+
 def _refusal(answer: httpx.Response, url: str) -> Exception:
+    if answer.has_redirect_location:
+        where = answer.headers["location"][:200]
+        return Invalid(
+            f"{url} sends on to {where}, and neither key nor data go there", "If it is right, name it: --server."
+        )
+    code = None
     try:
-        message = str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        error = answer.json()["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
         message = f"{url} answered {answer.status_code} to {answer.request.method} {answer.request.url.path}: {answer.text[:200]}"
     if answer.status_code >= 500:
         return Unreachable(message)
     if answer.status_code == 401:
-        return Invalid(message, "The command line sends the key in UNDERSTUDY_API_KEY.")
+        sent = "authorization" in answer.request.headers
+        remedy = f"Is it the one for {url}?" if sent else "Put yours in UNDERSTUDY_API_KEY, or name it with --key."
+        return Invalid(message, remedy)
+    if code == "insufficient_scope":
+        return Invalid(message, f"Ask whoever runs {url} for a key that may: `understudy keys --help` says which.")
     if answer.status_code == 404:
         return Deleted(message) if "was deleted" in message else NotFound(message)
     return Invalid(message)

@@ -9,13 +9,19 @@ import typer
 from understudy.errors import Invalid
 from understudy_cli.client import Deleted
 from understudy_cli.console import output, size
-from understudy_cli.options import DataOption, RunArgument, ServerOption, YesOption
+from understudy_cli.options import DataOption, KeyOption, RunArgument, ServerOption, YesOption
 from understudy_cli.run import report_page
 from understudy_cli.session import data_folder, lookup
 from understudy_cli.watch import counts
 
 
-def delete(run: RunArgument, yes: YesOption = False, server: ServerOption = None, data: DataOption = None) -> None:
+def delete(
+    run: RunArgument,
+    yes: YesOption = False,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    data: DataOption = None,
+) -> None:
     """Delete a run with its datasets, adapters, answers and reports; asks first.
 
     \b
@@ -27,7 +33,7 @@ def delete(run: RunArgument, yes: YesOption = False, server: ServerOption = None
     is finished by the same command.
     """
     folder = data_folder(data)
-    with lookup(server, folder) as source:
+    with lookup(server, folder, key) as source:
         try:
             state = source.run(run)
         except Deleted:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from understudy_cli.options import DataOption, ItemArgument, RunArgument, ServerOption
+from understudy_cli.options import DataOption, ItemArgument, KeyOption, RunArgument, ServerOption
 from understudy_cli.session import data_folder, lookup
 
 
-def logs(run: RunArgument, item: ItemArgument = None, server: ServerOption = None, data: DataOption = None) -> None:
+def logs(
+    run: RunArgument,
+    item: ItemArgument = None,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    data: DataOption = None,
+) -> None:
     """Print what happened to a run, or to one item of it: a line for each event, oldest first, then what trainings said last.
 
     \b
@@ -16,7 +22,7 @@ def logs(run: RunArgument, item: ItemArgument = None, server: ServerOption = Non
     It is read from the bus, so it says the same after a restart. What a service itself says is in the logs folder of the
     data folder.
     """
-    with lookup(server, data_folder(data)) as source:
+    with lookup(server, data_folder(data), key) as source:
         state = source.run(run)
         if item:
             state.check_item(item)

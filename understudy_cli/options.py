@@ -10,6 +10,15 @@ import typer
 ServerOption = Annotated[
     str | None, typer.Option(help="Gateway to use instead of a local one, e.g. http://gpu-box:8000")
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="UNDERSTUDY_API_KEY",
+        help="API key for that server; better in UNDERSTUDY_API_KEY, for others on this machine see what is typed",
+        show_default=False,
+    ),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option(

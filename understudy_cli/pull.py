@@ -19,7 +19,7 @@ from understudy.errors import Invalid, Transient, disk_full
 from understudy.store.folder import digest
 from understudy_cli.client import ModelFile, Source
 from understudy_cli.console import errors, output, size
-from understudy_cli.options import DataOption, ServerOption
+from understudy_cli.options import DataOption, KeyOption, ServerOption
 from understudy_cli.session import data_folder, interruptible, lookup
 
 CARD = "README.md"
@@ -29,6 +29,7 @@ def pull(
     model: Annotated[str, typer.Argument(help="Name of a trained model on the endpoint", show_default=False)],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make", show_default=False)],
     server: ServerOption = None,
+    key: KeyOption = None,
     data: DataOption = None,
 ) -> None:
     """Fetch a trained adapter: a folder that PEFT and vLLM load as it is.
@@ -41,7 +42,7 @@ def pull(
     """
     target, err = folder.expanduser().absolute(), errors()
     note = "Interrupted. The same command goes on with what is missing."
-    with interruptible(note), lookup(server, data_folder(data)) as source:
+    with interruptible(note), lookup(server, data_folder(data), key) as source:
         files = source.files(model)
         fetch(source, model, files, target, err)
     out = output()

@@ -20,7 +20,7 @@ from understudy.recipe import Recipe
 from understudy.settings import Settings
 from understudy_cli.client import Deleted, Gateway, Source
 from understudy_cli.console import errors, output
-from understudy_cli.options import BaseOption, DataOption, RecipeArgument, ServerOption, SourceOption
+from understudy_cli.options import BaseOption, DataOption, KeyOption, RecipeArgument, ServerOption, SourceOption
 from understudy_cli.prepare import prepare, upload
 from understudy_cli.session import data_folder, interruptible, session
 from understudy_cli.table import comparison, summary
@@ -41,6 +41,7 @@ def run(
     source: SourceOption = None,
     base: BaseOption = None,
     server: ServerOption = None,
+    key: KeyOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if this run was made before")] = False,
     data: DataOption = None,
     keep_up: Annotated[
@@ -67,7 +68,7 @@ def run(
         for reference in ready.bases():
             resolve(reference, models)  # says at once what would only fail after the services are up
     note = INTERRUPTED_REMOTE.format(server=server) if server else INTERRUPTED.format(data=folder)
-    with interruptible(note), session(server, folder, err) as at, Gateway(at.url) as gateway:
+    with interruptible(note), session(server, folder, err, key) as at, Gateway(at.url, at.key) as gateway:
         ready = upload(ready, gateway.upload)
         state = begin(gateway, ready, fresh, err)
         state = watch(gateway, state, err, at.check) if state.status not in OVER else state

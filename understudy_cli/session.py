@@ -5,6 +5,7 @@ Does not supervise (`stack.py`) and knows no HTTP (`client.py`).
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from rich.console import Console
 from understudy.embedded.stack import Stack
 from understudy.embedded.stackfile import running
 from understudy.errors import Fatal, Transient
+from understudy.service.token import FILE, internal_token
 from understudy.settings import Settings
 from understudy_cli.client import Gateway, Source
 from understudy_cli.extras import need_services
@@ -35,6 +37,8 @@ class Session:
     """A server that answers now."""
 
     url: str
+    key: str | None
+    """What lets us in."""
     check: Callable[[], None]
     """Raises when there is no point in waiting for an answer any more."""
     stack: Stack | None
@@ -42,15 +46,15 @@ class Session:
 
 
 @contextmanager
-def session(server: str | None, data: Path, err: Console) -> Iterator[Session]:
+def session(server: str | None, data: Path, err: Console, key: str | None = None) -> Iterator[Session]:
     """A server for the duration of one command."""
     if server:
-        yield Session(server, lambda: None, None)
+        yield Session(server, key, lambda: None, None)
     elif url := _wait_for(data):
-        yield Session(url, lambda: _still_up(data), None)
+        yield Session(url, _insider(data) or key, lambda: _still_up(data), None)
     else:
         with started(data, 0, err) as stack:
-            yield Session(stack.url, stack.check, stack)
+            yield Session(stack.url, _insider(data) or key, stack.check, stack)
 
 
 @contextmanager
@@ -85,12 +89,12 @@ def started(data: Path, port: int, err: Console, base: str | None = None, host: 
 
 
 @contextmanager
-def lookup(server: str | None, data: Path) -> Iterator[Source]:
+def lookup(server: str | None, data: Path, key: str | None = None) -> Iterator[Source]:
     """Where runs and models are: a server, or the data folder when nothing is up. On a bus of others, their endpoint."""
     settings = Settings()
     url = server or running(data) or (settings.gateway if settings.bus else None)
     if url:
-        with Gateway(url) as gateway:
+        with Gateway(url, key if server else _insider(data) or key) as gateway:
             yield gateway
     else:
         yield Folder(data)
@@ -121,6 +125,13 @@ def interruptible(note: str = "", code: int = 130) -> Iterator[None]:
 def data_folder(data: Path | None) -> Path:
     """--data, else UNDERSTUDY_DATA, else .understudy here; absolute."""
     return (data or Settings().data).expanduser().absolute()
+
+
+def _insider(data: Path) -> str | None:
+    """What lets in whoever has the machine, without a key; None where it is not theirs to read."""
+    settings = Settings(data=data)
+    readable = settings.internal_token or os.access(data / FILE, os.R_OK)
+    return internal_token(settings) if readable else None
 
 
 def _wait_for(data: Path, patience: float = 120) -> str | None:
