@@ -19,6 +19,8 @@ from understudy.errors import Transient
 from understudy.plan import PlannedBase, make
 from understudy.recipe import parse
 from understudy.report import Cell
+from understudy.service.token import internal_token
+from understudy.settings import Settings
 from understudy.store import keys
 from understudy.store.artifacts import FsspecArtifactStore
 from understudy.store.place import Entry
@@ -244,6 +246,7 @@ def test_clean_shows_and_then_removes_what_nobody_needs(
     for run in ("over-run", "open-run", "never-heard-of"):
         (work / run / "mine").mkdir(parents=True)
         (work / run / "mine" / "checkpoint").write_text("c" * 100)
+    token = internal_token(Settings(data=world.data))
     assert "nothing to clean" in alone("clean")[2], "all of it is young"
     request.getfixturevalue("later")
     code, out, err = alone("clean", "--cache", "500")
@@ -258,6 +261,7 @@ def test_clean_shows_and_then_removes_what_nobody_needs(
     assert code == 0
     assert "were freed" in out
     assert [path.parent.name for path in work.glob("*/*")] == ["open-run"]
+    assert internal_token(Settings(data=world.data)) == token, "services that are up still know each other"
     assert not copy.exists()
     assert not _stored(world, f"manifests/{lost.sha256}.json")
     assert alone("report", "over-run")[0] == 0
