@@ -5,7 +5,7 @@ Keys are asked for and usage is counted, as where the gateway is published.
 
 Prints time added to a request at the median, and requests per second of one core, which is the figure to compare on a
 busy machine: requests divided by the CPU seconds of the proxy's process. The stub answers at once with 700 bytes.
-Does not measure streaming or a real engine.
+Does not measure streams (`bench.streams`) or a real engine.
 
     python -m bench.gateway [seconds per turn]
 """
