@@ -36,7 +36,7 @@ MOST_WRONG = 60
 LONGEST_FORM = 8 * 1024
 """Bytes."""
 _OURS = re.compile(r"[A-Za-z0-9_-]{43}")
-_LOCAL = re.compile(r"/(?!/)[!-\[\]-~]{0,2000}")
+_LOCAL = re.compile(r"/(?!/)[!-\[\]-~]{1,2000}")
 """A path of ours: one slash first, no backslash (browsers take it for a slash), nothing that is not to be seen (they drop it)."""
 
 

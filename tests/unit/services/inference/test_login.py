@@ -121,6 +121,7 @@ def test_wrong_ended_and_narrow_keys_are_refused_in_words(world: World) -> None:
         "/é",
         "/ /evil.example",
         "/" + "a" * 3000,
+        "/",
         "",
     ],
 )
