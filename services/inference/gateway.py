@@ -215,10 +215,11 @@ def _on_behalf_of(caller: Caller) -> list[tuple[bytes, bytes]]:
 
 async def _whole(exchange: Exchange) -> bytes:
     """The body of an engine's error, as far as it comes and is not too large."""
-    body = b""
+    body, more = b"", True
     try:
-        while not exchange.complete and len(body) <= LARGEST_ERROR:
+        while more:  # a body that has come with its head may be complete, and not read yet
             body += await exchange.body()
+            more = not exchange.complete and len(body) <= LARGEST_ERROR
     except Lost:
         pass
     return body

@@ -21,6 +21,8 @@ from services.inference.gateway import Gateway
 from services.inference.sessions import Sessions
 from services.inference.settings import InferenceSettings
 from services.inference.usage import Usage
+from understudy.belt.apikeys import mint
+from understudy.belt.bus import Record
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.contracts import ServingRequested
 from understudy.belt.folds.keys import Keys
@@ -33,6 +35,8 @@ from understudy.service.web import add_errors, add_health
 App = Callable[[Any, Any, Any], Awaitable[None]]
 CHAT = "/v1/chat/completions"
 TOKEN = "the-token-of-this-installation"
+KEY, MADE = mint("anna", ("admin",), at_once=1)
+WITH_KEY = {"authorization": f"Bearer {KEY}"}
 
 
 @asynccontextmanager
@@ -80,11 +84,14 @@ async def own(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def gateway(routes: Routes, hold: float = 5, **families: str) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway(
+    routes: Routes, hold: float = 5, usage: Usage | None = None, **families: str
+) -> AsyncIterator[httpx.AsyncClient]:
     prefixes = {f"/v1/{name}": (name, url) for name, url in families.items()}
     keys = Keys()
+    keys.read(MADE, Record("keys", 0, 0, 0.0, b""))
     admission = Admission(keys, Sessions(TOKEN, keys), TOKEN, required=False, inside=True)
-    app = Gateway(own, routes, prefixes, TOKEN, admission, Usage(), max_body=10_000, hold_seconds=hold)
+    app = Gateway(own, routes, prefixes, TOKEN, admission, usage or Usage(), max_body=10_000, hold_seconds=hold)
     json_body = {"content-type": "application/json"}
     async with (
         serving(app) as url,
@@ -402,3 +409,138 @@ async def test_the_first_token_of_a_stream_is_timed_and_the_request_is_in_flight
         await client.post("/v1/completions", json={"model": "a"})
         assert first("count", "/v1/completions") == 0
     assert metric("requests_in_flight", family=CHAT) == 0
+
+
+WORDS = [b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % word for word in range(5)]
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":13,"total_tokens":18,"completion_tokens":5}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def streaming(seen: list[bytes], for_ever: bool = False) -> App:
+    """An engine that streams, in pieces which are no events, and tells the usage where it is asked to."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(await read(receive))
+        asked = (json.loads(seen[-1]).get("stream_options") or {}).get("include_usage")
+        stream = b"".join([*WORDS, USAGE if asked else b"", DONE])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for at in range(0, len(stream), 7):
+            await send({"type": "http.response.body", "body": stream[at : at + 7], "more_body": True})
+            await asyncio.sleep(0)
+            if for_ever and at > len(b"".join(WORDS[:3])):
+                await receive()
+                return
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def test_a_stream_is_charged_to_its_key_and_looks_as_if_nobody_had_counted() -> None:
+    seen: list[bytes] = []
+    usage = Usage()
+    plain = b'{"model": "m", "stream": true,  "stream_options": {"include_usage": false}}'
+    async with serving(streaming(seen)) as url, gateway(Routes(m=url), usage=usage) as client:
+        answer = await client.post(CHAT, content=plain, headers=WITH_KEY)
+        assert answer.content == b"".join([*WORDS, DONE])
+        answer = await client.post(CHAT, content=plain.replace(b"false", b"true"), headers=WITH_KEY)
+        assert answer.content == b"".join([*WORDS, USAGE, DONE])
+        assert seen[1] == plain.replace(b"false", b"true")
+        assert [(u.name, u.model, u.requests, u.prompt_tokens, u.completion_tokens) for u in usage.all()] == [
+            ("anna", "m", 2, 26, 10)
+        ]
+        for nobody in ({}, {"authorization": "Bearer EMPTY"}):
+            assert (await client.post(CHAT, content=plain, headers=nobody)).content == b"".join([*WORDS, DONE])
+            assert seen[-1] == plain, "byte for byte"
+        assert [u.requests for u in usage.all()] == [2]
+
+
+async def test_who_hangs_up_is_charged_what_came_and_may_ask_again() -> None:
+    seen: list[bytes] = []
+    usage = Usage()
+    request = {"json": {"model": "m", "stream": True}, "headers": WITH_KEY}
+    async with serving(streaming(seen, for_ever=True)) as url, gateway(Routes(m=url), usage=usage) as client:
+        for times in (1, 2):
+            async with client.stream("POST", CHAT, **request) as answer:  # type: ignore[arg-type]
+                pieces = answer.aiter_raw()
+                came = b""
+                while came.count(b"data: ") < 3:
+                    came += await anext(pieces)
+                assert (await client.post(CHAT, **request)).status_code == 429, "one at a time"  # type: ignore[arg-type]
+            while not (used := list(usage.all())) or used[0].requests < times:
+                await asyncio.sleep(0.01)
+            assert (used[0].prompt_tokens, used[0].completion_tokens) == (0, 3 * times)
+
+
+async def test_errors_of_an_engine_have_openais_shape() -> None:
+    said = {"error": {"message": "too long", "type": "BadRequestError", "param": "messages", "code": 400}}
+
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        asked = json.loads(await read(receive))
+        body = json.dumps(said if asked["status"] != 500 else {"detail": "odd"}).encode()
+        if asked["status"] == 200:
+            body = WORDS[0] + b"data: " + body + b"\n\n" + DONE
+        await send({"type": "http.response.start", "status": asked["status"], "headers": []})
+        for at in range(0, len(body), 9):
+            await send({"type": "http.response.body", "body": body[at : at + 9], "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(failing) as url, gateway(Routes(m=url)) as client:
+        answer = await client.post(CHAT, json={"model": "m", "status": 400})
+        assert (answer.status_code, answer.json()["error"]) == (
+            400,
+            {"message": "too long", "type": "invalid_request_error", "param": "messages", "code": None},
+        )
+        answer = await client.post(CHAT, json={"model": "m", "status": 500})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, "odd")
+        answer = await client.post(CHAT, json={"model": "m", "status": 401})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_refuses"), (
+            "it is we who are refused"
+        )
+        for shown in ({}, WITH_KEY):
+            answer = await client.post(CHAT, json={"model": "m", "status": 200, "stream": True}, headers=shown)
+            first, error, done = answer.content.split(b"\n\n", 2)
+            assert (first + b"\n\n", done) == (WORDS[0], DONE)
+            assert json.loads(error.removeprefix(b"data: "))["error"]["code"] is None
+
+
+async def test_an_engine_that_dies_in_the_middle_of_an_error_leaves_an_error() -> None:
+    async def dying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 500 Oh\r\ncontent-length: 1000\r\n\r\n{"error"')
+        await writer.drain()
+        writer.close()
+
+    async with listening(dying) as url, gateway(Routes(m=url)) as client:
+        answer = await client.post(CHAT, json={"model": "m"})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+
+
+async def test_what_a_client_says_about_itself_goes_no_further() -> None:
+    claims = {
+        **WITH_KEY,
+        "cookie": "a=b",
+        "x-understudy-owner": "otto",
+        "x-understudy-token": "guessed",
+        "x-understudy-anything": "x",
+        "x-forwarded-for": "10.0.0.1",
+        "forwarded": "for=10.0.0.1",
+        "proxy-authorization": "Basic x",
+        "x-request-id": "of-somebody-else",
+        "connection": "keep-alive, x-secret",
+        "x-secret": "x",
+    }
+    async with serving(echo("x")) as url, gateway(Routes(m=url), runs=url) as client:
+        engine = (await client.post(CHAT, json={"model": "m"}, headers=claims)).json()["headers"]
+        service = (await client.get("/v1/runs", headers={**claims, "x-harmless": "y"})).json()["headers"]
+    passed = {name for name in (*engine, *service) if name.startswith("x-") or name in claims}
+    assert passed == {
+        "authorization",
+        "connection",
+        "x-understudy-token",
+        "x-understudy-owner",
+        "x-understudy-key",
+        "x-harmless",
+    }
+    assert engine["authorization"] == f"Bearer {TOKEN}"
+    assert (service["x-understudy-token"], service["x-understudy-owner"]) == (TOKEN, "anna")
+    assert (service["connection"], "connection" in engine, "authorization" in service) == ("close", False, False)
