@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -51,7 +52,7 @@ def up(
             f"A stack is already up on {folder}, at {url}", "Use it, or start another with --data and --port."
         )
     with interruptible(code=0), started(folder, port, err, base, host) as stack:
-        alone = is_loopback(host)
+        alone = is_loopback(host) and os.environ.get("UNDERSTUDY_KEYS") != "required"
         who, key = ("", "none") if alone else (", for whoever has a key", "sk-understudy-...")
         print(BANNER.format(endpoint=stack.endpoint, who=who, key=key, data=folder), flush=True)
         stack.wait()
