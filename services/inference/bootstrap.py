@@ -83,6 +83,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
             fleet.keep(resolve(settings.base, settings.models), settings.max_lora_rank)
 
     def close() -> None:
+        usage.tell()
         keeper.close()
         fleet.close()
 

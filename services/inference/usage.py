@@ -11,12 +11,15 @@ told at the end.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from services.inference.engine_errors import event_as_openai
 from understudy.belt.folds.keys import Key
+
+log = logging.getLogger(__name__)
 
 MOST = 10_000
 """Pairs of key and model that are told apart; what comes later is added up under no model."""
@@ -119,6 +122,14 @@ class Usage:
         used.requests += 1
         used.prompt_tokens += tokens[0]
         used.completion_tokens += tokens[1]
+
+    def tell(self) -> None:
+        """All of it, into the log."""
+        for used in self.all():
+            log.info(
+                "key %s (%s) has used %s: %d requests, %d prompt tokens, %d completion tokens",
+                *(used.key_id, used.name, used.model, used.requests, used.prompt_tokens, used.completion_tokens),
+            )
 
     def all(self) -> Iterator[Used]:
         """By key and model."""

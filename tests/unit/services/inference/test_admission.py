@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.inference.admission import Admission, Caller, Refused
 from services.inference.question import Wrong, asking_for_usage, question
@@ -288,7 +291,7 @@ def test_usage_of_an_answer_that_comes_whole_wherever_it_splits() -> None:
         assert tap.tokens == (5, 2)
 
 
-def test_usage_adds_up_by_key_and_model() -> None:
+def test_usage_adds_up_by_key_and_model_and_is_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     house, usage = House(), Usage()
     key = house.keys.find(house.key("inference"))
     assert key
@@ -299,6 +302,11 @@ def test_usage_adds_up_by_key_and_model() -> None:
         ("m", 3, 39, 21),
         ("n", 1, 0, 1),
     ]
+    with caplog.at_level("INFO"):
+        usage.tell()
+    first, second = caplog.messages
+    assert first == f"key {key.id} (anna) has used m: 3 requests, 39 prompt tokens, 21 completion tokens"
+    assert "has used n: 1 requests" in second
 
 
 def test_the_token_of_our_services_opens_nothing_where_only_others_come_in() -> None:
@@ -307,3 +315,27 @@ def test_the_token_of_our_services_opens_nothing_where_only_others_come_in() -> 
         for said in (TOKEN, "", "None"):
             assert house.status("GET", "/v1/runs", **bearer(said)) == 401
         assert house.status("GET", "/v1/runs", authorization="Bearer ") == 401
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_stream_in_any_pieces_passes_whole_but_for_its_usage(data: st.DataObject) -> None:
+    events = data.draw(
+        st.lists(st.one_of(st.text(max_size=20).map(chunk), st.sampled_from([b": ping\n\n", USAGE])), max_size=6)
+    )
+    stream = b"".join([*events, DONE])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    pieces = [stream[start:end] for start, end in itertools.pairwise([0, *cuts, len(stream)])]
+    for hide in (True, False):
+        tap = Tap(stream=True, hide=hide)
+        passed = [tap.feed(piece) for piece in pieces] + [tap.end()]
+        assert b"".join(passed) == (stream.replace(USAGE, b"") if hide else stream)
+        assert all(piece.endswith(b"\n\n") or not piece for piece in passed), "only whole events go on"
+        assert tap.tokens == (
+            (13, 7) if USAGE in events else (0, sum(event.startswith(b"data: {") for event in events))
+        )
+
+
+def test_what_is_no_stream_of_events_is_not_held_for_ever() -> None:
+    tap = Tap(stream=True, hide=True)
+    assert sum(len(tap.feed(b"x" * 100_000)) for _ in range(30)) > 2_000_000
