@@ -16,6 +16,7 @@ import pytest
 from understudy.belt.bus import Bus, Fenced, Record, Subscription
 from understudy.belt.contracts import ItemPlanned, Message, Progress, RunClosed, RunRequested, TrainingRequested, decode
 from understudy.belt.topics import BY_NAME
+from understudy.errors import Invalid
 from understudy.terms import Artifact
 
 TOPIC = "run-requested"
@@ -168,6 +169,20 @@ class BusContract:
             self.put(bus, TOPIC, value)
         member = bus.subscribe("datagen", [TOPIC], "m")
         assert sorted(len(record.value) for record in drain(member)) == [0, 11, 50_000]
+
+    def test_what_is_too_large_is_refused_and_everything_else_goes_on(self, bus: Bus) -> None:
+        """Alone, and as one of the outputs of a commit: then none of them is there, and the record is still in hand."""
+        with pytest.raises(Invalid, match="too large for run-requested"):
+            bus.publish(request("x" * BY_NAME[TOPIC].max_bytes))
+        bus.publish(request("a"))
+        member = bus.subscribe("datagen", [TOPIC], "m")
+        record = taken(member)
+        assert run_of(record) == "a"
+        with pytest.raises(Invalid, match="too large for run-closed"):
+            member.commit(record, [closed("a"), closed("y" * BY_NAME["run-closed"].max_bytes)])
+        assert member.holds(record)
+        member.commit(record, [closed("a", "after all")])
+        assert reasons(bus) == ["after all"]
 
     def test_replay_starts_at_the_beginning_and_follows(self, bus: Bus) -> None:
         bus.publish(request("a"))

@@ -241,7 +241,10 @@ class Deliveries:
     def _bury(
         self, record: Record, message: Message | None, reason: str, attempts: int
     ) -> Generator[None, None, Outcome]:
-        """Dead letter and failure fact in one step with the commit: if they cannot be written, nothing is committed."""
+        """Dead letter and failure fact in one step with the commit: if they cannot be written, nothing is committed.
+
+        Who fills a message with names up to its limit gets no fact, which would have them and the reason too.
+        """
         log.error("dead letter: %s", reason, extra=_context(record))
         outputs: list[Message] = [
             DeadLetter(
@@ -257,7 +260,11 @@ class Deliveries:
         ]
         if message:
             outputs.append(failure(message, self.station, reason))
-        return (yield from self._commit(record, outputs, "dead_letter"))
+        try:
+            return (yield from self._commit(record, outputs, "dead_letter"))
+        except Invalid as error:
+            log.error("buried without a word to its run: %s", error, extra=_context(record))
+            return (yield from self._commit(record, outputs[:1], "dead_letter"))
 
     def _pause(self, seconds: float, message: Message | None, record: Record) -> Generator[None, None, None]:
         until = time.monotonic() + seconds

@@ -10,7 +10,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from understudy.belt.contracts import Message
+from understudy.belt.contracts import Message, encode
+from understudy.belt.topics import topic_of
+from understudy.errors import Invalid
+
+ENVELOPE = 200
+"""Bytes that Kafka adds to a message and its key."""
+
+
+def packed(message: Message) -> bytes:
+    """A message as it lies on a bus; raises `Invalid` when it is too large for its topic, before any broker does: a producer
+    that is refused one sends no other."""
+    topic, value = topic_of(message), encode(message)
+    if (size := len(value) + len(message.key.encode()) + ENVELOPE) > topic.max_bytes:
+        raise Invalid(
+            f"A message of {size:,} bytes is too large for {topic.name}", f"At most {topic.max_bytes:,} are taken."
+        )
+    return value
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from understudy.belt.bus import Fenced, Record
-from understudy.belt.contracts import Message, encode
+from understudy.belt.bus import Fenced, Record, packed
+from understudy.belt.contracts import Message
 from understudy.belt.topics import BY_NAME, topic_of
 from understudy.errors import Fatal, Transient, disk_full
 
@@ -155,7 +155,7 @@ class EmbeddedBus:
     def _append(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
         now = time.time()
         for message in messages:
-            topic = topic_of(message)
+            topic, value = topic_of(message), packed(message)
             partition = message.place(topic.partitions)
             if topic.retention is not None:
                 db.execute("DELETE FROM messages WHERE until < ?", (now,))
@@ -172,7 +172,7 @@ class EmbeddedBus:
                     partition,
                     offset,
                     now,
-                    encode(message),
+                    value,
                     message.key if topic.compacted else None,
                     None if topic.retention is None else now + topic.retention,
                 ),

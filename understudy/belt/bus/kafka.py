@@ -23,9 +23,9 @@ from kafka import errors as trouble
 from kafka.admin import MemberToRemove, NewTopic
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
-from understudy.belt.bus import Record
+from understudy.belt.bus import Record, packed
 from understudy.belt.bus.kafka_member import PATIENCE, KafkaSubscription, close_producer
-from understudy.belt.contracts import Message, encode
+from understudy.belt.contracts import Message
 from understudy.belt.topics import BY_NAME, TABLE, topic_of
 from understudy.errors import Fatal, Invalid, Transient
 
@@ -79,10 +79,11 @@ class KafkaBus:
 
     def publish(self, *messages: Message) -> None:
         with self.explained(f"{', '.join({topic_of(each).name: 1 for each in messages})} could not be published"):
+            outgoing = [self.outgoing(message) for message in messages]
             with self._lock:
                 producer = self._publisher = self._publisher or self._new_publisher()
             try:
-                for sent in [producer.send(**self.outgoing(message)) for message in messages]:
+                for sent in [producer.send(**each) for each in outgoing]:
                     sent.get(timeout=DELIVERY)
             except trouble.KafkaTimeoutError:
                 # Once a message that it had sent expires, kafka-python's producer may never send again.
@@ -172,7 +173,7 @@ class KafkaBus:
             "topic": self.prefix + topic.name,
             "partition": message.place(topic.partitions),
             "key": message.key.encode(),  # by which Kafka compacts
-            "value": encode(message),
+            "value": packed(message),
         }
 
     def incoming(self, record: Any, delivery: int = 1, furthest: int = 0) -> Record:

@@ -351,10 +351,11 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._positions.update(positions)
 
     def _transact(self, partition: TopicPartition, position: OffsetAndMetadata, outputs: Sequence[Message]) -> None:
+        outgoing = [self._bus.outgoing(message) for message in outputs]
         try:
             self._producer.begin_transaction()
-            for message in outputs:
-                self._producer.send(**self._bus.outgoing(message))
+            for each in outgoing:
+                self._producer.send(**each)
             self._producer.send_offsets_to_transaction({partition: position}, self._consumer.group_metadata())
             self._producer.commit_transaction()
         except REPLACED:

@@ -139,6 +139,15 @@ def test_no_reason_makes_a_message_too_large(text: str) -> None:
     assert c.ItemFailed(run="r", item="i", station="trainer", reason="short").reason == "short"
 
 
+@pytest.mark.parametrize("value", [b"\0", b"\xff", b'"', "\N{SEEDLING}".encode(), b"\\"])
+def test_what_fills_a_topic_to_its_limit_can_be_buried_whole(value: bytes) -> None:
+    most = max(topic.max_bytes for topic in topics.TABLE if topic.name != "dead-letters")
+    text = (value * most)[:most].decode(errors="replace")
+    letter = c.DeadLetter(run="r" * 80, topic="t" * 40, station="trainer", reason="\0" * 9000, attempts=1, value=text)
+    assert len(c.encode(letter)) < topics.BY_NAME["dead-letters"].max_bytes
+    assert letter.value == text
+
+
 def test_a_reason_that_is_no_text_is_made_one() -> None:
     """An error may quote a file name that is not UTF-8; it must not end the loop that buries a message with it."""
     message = c.DeadLetter(run="r", topic="t", station="trainer", reason="no file \udcff", attempts=1, value="{}")

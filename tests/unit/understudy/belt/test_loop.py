@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from understudy.belt import contracts as c
-from understudy.belt.bus import Record
+from understudy.belt.bus import ENVELOPE, Record
 from understudy.belt.bus.embedded import EmbeddedBus
 from understudy.belt.delivery import Lane
 from understudy.belt.folds.control import Control
 from understudy.belt.folds.reader import Reader
 from understudy.belt.loop import Loop
+from understudy.belt.topics import BY_NAME
 from understudy.errors import Fatal, Invalid, Transient
 from understudy.interrupt import check
 
@@ -115,6 +116,22 @@ def test_invalid_becomes_a_dead_letter_and_a_failure_at_the_first_try(bus: Embed
     assert (letter.topic, letter.reason, len(calls)) == ("run-requested", "The table is empty. Add rows.", 1)
     assert c.decode(letter.value.encode()) == REQUEST
     assert (failed.station, failed.status, failed.reason) == ("datagen", "failed", letter.reason)
+
+
+def test_a_message_near_the_limit_of_its_topic_is_buried_and_life_goes_on(bus: EmbeddedBus) -> None:
+    """Its names are in what would be said of its failure too, and the reason beside them."""
+    name = "r" * ((BY_NAME["run-requested"].max_bytes - ENVELOPE - len(c.encode(REQUEST))) // 2)
+
+    def handler(_: c.RunRequested) -> Iterator[c.Message]:
+        raise Invalid("\N{SEEDLING}" * 5000)
+        yield
+
+    bus.publish(REQUEST.model_copy(update={"run": name}), REQUEST)
+    with Running(bus, Lane("datagen", {c.RunRequested: handler})) as running:
+        until(lambda: len(messages(bus, "dead-letters")) == 2 or running.error)
+        assert not running.error
+    assert sorted(len(letter.run) for letter in messages(bus, "dead-letters")) == [1, len(name)]
+    assert [closed.run for closed in messages(bus, "run-closed")] == ["r"]
 
 
 def test_transient_is_tried_again_and_what_the_failed_try_yielded_is_dropped(bus: EmbeddedBus) -> None:
