@@ -34,6 +34,7 @@ from understudy.belt.apikeys import mint
 from understudy.belt.bus import Record
 from understudy.belt.contracts import KeyMade
 from understudy.belt.folds.keys import Keys
+from understudy.service.patience import Patience
 from understudy.service.ports import free_ports
 
 CLIENTS, ROUNDS = 32, 3
@@ -85,7 +86,8 @@ def gateway(port: int, engine: str) -> None:
     keys.read(KeyMade.model_validate_json(os.environ["BENCH_KEY"]), Record("keys", 0, 0, time.time(), b""))
     admission = Admission(keys, Sessions("token", keys), "token", required=True)
     app = Gateway(nothing, Routes(), {}, "token", admission, Usage(), max_body=1 << 20, hold_seconds=1)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, lifespan="off")
+    how = {"http": Patience, "ws": "none", "proxy_headers": False, "lifespan": "off"}  # as `service/host.py` does
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False, **how)  # type: ignore[arg-type]
 
 
 def plain(port: int, engine: str) -> None:

@@ -106,7 +106,7 @@ class Gateway:
             if hide:
                 body = asking_for_usage(body, asked)
             tap = Tap(stream=asked.stream is True, hide=hide) if caller.key or asked.stream else None
-            async with Hangup(receive) as hangup:
+            with Hangup(receive) as hangup:
                 url, exchange = await self._ask(asked, scope, body, hangup)
                 try:
                     if exchange.status >= 400:

@@ -41,6 +41,7 @@ LONGEST = {
     "tools": 256 * 1024,
 }
 """Bytes of fields that the engine compiles, or looks through for every token. A schema, also that of a tool, becomes a grammar."""
+SHORTEST = min(LONGEST.values())
 NO_MODEL = "You must provide a `model`, as text. GET /v1/models lists them."
 Choices = Annotated[int, Meta(ge=0, le=MOST_CHOICES)] | None
 Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None
@@ -55,7 +56,7 @@ class StreamOptions(msgspec.Struct, omit_defaults=True):
     continuous_usage_stats: bool | None = None
 
 
-class Question(msgspec.Struct):
+class Question(msgspec.Struct, gc=False):
     """A completion request, as far as it matters whoever asks."""
 
     model: str
@@ -68,7 +69,7 @@ class Question(msgspec.Struct):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class Bounded(Question):
+class Bounded(Question, gc=False):
     """The same of anybody but our own services, with what has bounds."""
 
     n: Choices = None
@@ -160,7 +161,7 @@ def _check_lengths(asked: Bounded, body: bytes) -> None:
     size = len(body)
     if size > MOST_PARTS and body.count(b"{") + body.count(b"[") > MOST_PARTS:
         raise Wrong(f"The request body has more than the {MOST_PARTS:,} objects and lists that are allowed.")
-    if size > min(LONGEST.values()):  # no field is longer than all
+    if size > SHORTEST:  # no field is longer than all
         for field, most in LONGEST.items():
             if len(memoryview(getattr(asked, field))) > most:
                 raise Wrong(f"{field}: longer than the {most:,} bytes that are allowed.", field)

@@ -115,10 +115,10 @@ class Usage:
 
     def add(self, key: Key, model: str, tokens: tuple[int, int]) -> None:
         """One more answer."""
-        at = (key.id, model)
-        if at not in self._used and len(self._used) >= MOST:
-            at = (key.id, "")
-        used = self._used.setdefault(at, Used(key.id, key.name, at[1]))
+        used = self._used.get((key.id, model))
+        if used is None:
+            at = (key.id, model if len(self._used) < MOST else "")
+            used = self._used.setdefault(at, Used(key.id, key.name, at[1]))
         used.requests += 1
         used.prompt_tokens += tokens[0]
         used.completion_tokens += tokens[1]

@@ -79,14 +79,11 @@ class Patience(HttpToolsProtocol):
         self._begin()
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._begin()
         super().on_headers_complete()
+        self.headers = []  # for trailers, and for nobody: the scope has the list of the head
 
     def _begin(self) -> None:
         self._began, self._came, self._seen = self.loop.time(), 0, 0
