@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 Headers = Sequence[tuple[bytes, bytes]]
 READ = 256 * 1024
+"""Bytes of a response that are read ahead."""
 CONNECT_SECONDS = 5.0
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer", b"upgrade")
@@ -31,64 +32,116 @@ class Lost(ConnectionError):
         """Whether the connection was one that had been kept, and no byte of a response came: it had most likely ended before."""
 
 
-class Exchange:
-    """One request and its response on one connection; made by `Upstream.send`."""
+class Exchange(asyncio.Protocol):
+    """A connection, and the request and its response that are on it now; made by `Upstream`."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, chunked: bool = False, kept: bool = False
-    ) -> None:
-        self.reader, self.writer = reader, writer
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._lost: str | None = None
+        """Why the connection has ended."""
+        self._read_waits: asyncio.Future[None] | None = None
+        self._write_waits: asyncio.Future[None] | None = None
+        self._full = False
+        self.begin(kept=False)
+
+    def begin(self, *, kept: bool, chunked: bool = False) -> None:
+        """The next request. `kept`: there was one before on this connection; `chunked`: how the body is sent that is still to write."""
         self._chunked, self._kept = chunked, kept
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
         self.started = False
-        self._head_done = self._keep = False
+        self._head_done = self._keep = self._paused = False
         self._bodies: list[bytes] = []
+        self._unread = 0
         self._parser = httptools.HttpResponseParser(self)
 
     async def head(self) -> Self:
         """Wait for status and headers. Raises `Lost`."""
         while not self._head_done:
-            await self._read()
+            await self._more()
         return self
 
     async def body(self) -> bytes:
         """The next piece of the body, empty at its end. Raises `Lost`."""
         while not self._bodies and not self.complete:
-            await self._read()
+            await self._more()
         piece = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
         self._bodies.clear()
+        self._unread = 0
+        if self._paused and self._transport:
+            self._paused = False
+            self._transport.resume_reading()
         return piece
 
     async def write(self, piece: bytes, last: bool = False) -> None:
-        """Send more of the request's body, as fast as the server reads it. Raises `OSError`."""
+        """Send more of the request, as fast as the server reads it. Raises `OSError`."""
         if self._chunked and (piece or last):
             piece = (b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"") + (b"0\r\n\r\n" if last else b"")
-        self.writer.write(piece)
-        await self.writer.drain()
+        self.put(piece)
+        if self._full and self._lost is None:
+            self._write_waits = self._loop.create_future()
+            await self._write_waits
+
+    def put(self, piece: bytes) -> None:
+        """Send bytes of the request, without waiting. Raises `OSError`."""
+        if self._lost is not None or self._transport is None:
+            raise ConnectionError(self._lost)
+        self._transport.write(piece)
 
     def abort(self) -> None:
         """Drop the connection: the server stops working on the request."""
-        transport = self.writer.transport
-        if transport is not None:
-            transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def open(self) -> bool:
+        """Whether the connection is there."""
+        return self._lost is None and self._transport is not None and not self._transport.is_closing()
 
     @property
     def reusable(self) -> bool:
         """Whether the connection can carry another request."""
-        return self.complete and self._keep and not self.writer.is_closing()
+        return self.complete and self._keep and self.open
 
-    async def _read(self) -> None:
+    async def _more(self) -> None:
+        if self._lost is not None:
+            raise Lost(self._lost, self._kept and not self.started)
+        self._read_waits = self._loop.create_future()
+        await self._read_waits
+
+    # Called by the connection:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.complete:  # nobody asked for that
+            self.abort()
+            return
+        self.started = True
         try:
-            data = await self.reader.read(READ)
-            if data:
-                self.started = True
-                self._parser.feed_data(data)
-                return
-        except (OSError, httptools.HttpParserError) as error:
-            raise Lost(str(error), self._kept and not self.started) from error
-        raise Lost("connection closed", self._kept and not self.started)
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._lost = str(error)
+            self.abort()
+        if self._unread > READ and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+        _wake(self._read_waits)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._lost is None:
+            self._lost = str(exc) if exc else "connection closed"
+        _wake(self._read_waits)
+        _wake(self._write_waits)
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        _wake(self._write_waits)
 
     # Called by the parser:
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -100,6 +153,7 @@ class Exchange:
 
     def on_body(self, body: bytes) -> None:
         self._bodies.append(body)
+        self._unread += len(body)
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -117,18 +171,22 @@ class Upstream:
 
         A kept connection may turn out dead: then `head` raises `Lost`, `idle`.
         """
-        kept = self._take(url)
-        reader, writer = kept or await _connect(url)
-        writer.write(_head(url, start, headers, b"content-length: %d" % len(body)) + body)
-        return Exchange(reader, writer, kept=kept is not None)
+        exchange = self._take(url)
+        if exchange is None:
+            exchange = await _connect(url)
+        else:
+            exchange.begin(kept=True)
+        exchange.put(_head(url, start, headers, b"content-length: %d" % len(body)) + body)
+        return exchange
 
     async def open(self, url: str, start: bytes, headers: Headers, length: bytes | None) -> Exchange:
         """Send a request whose body is still to `write`, on a connection of its own, so that it is never sent twice. `length`: of
         the body; None: it goes in chunks. Raises `OSError`."""
-        reader, writer = await _connect(url)
+        exchange = await _connect(url)
+        exchange.begin(kept=False, chunked=length is None)
         framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
-        writer.write(_head(url, start, headers, framing + b"\r\nconnection: close"))
-        return Exchange(reader, writer, chunked=length is None)
+        exchange.put(_head(url, start, headers, framing + b"\r\nconnection: close"))
+        return exchange
 
     def release(self, url: str, exchange: Exchange) -> None:
         """Keep the connection for another request, or drop it."""
@@ -140,24 +198,30 @@ class Upstream:
             for other in self._idle.pop(url, []):
                 other.abort()
 
-    def _take(self, url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    def _take(self, url: str) -> Exchange | None:
         kept = self._idle.get(url)
         while kept:
             exchange = kept.pop()
-            if not exchange.reader.at_eof() and not exchange.writer.is_closing():
-                return exchange.reader, exchange.writer
-            exchange.abort()
+            if exchange.open:
+                return exchange
         return None
 
 
-async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(url: str) -> Exchange:
     parts = urlsplit(url)
     try:
-        return await asyncio.wait_for(
-            asyncio.open_connection(parts.hostname, parts.port or 80, limit=READ), CONNECT_SECONDS
-        )
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, exchange = await asyncio.get_running_loop().create_connection(
+                Exchange, parts.hostname or "", parts.port or 80
+            )
     except TimeoutError as error:
         raise ConnectionError(f"{url} did not answer") from error
+    return exchange
+
+
+def _wake(waits: asyncio.Future[None] | None) -> None:
+    if waits is not None and not waits.done():
+        waits.set_result(None)
 
 
 def _head(url: str, start: bytes, headers: Headers, framing: bytes) -> bytes:

@@ -544,3 +544,26 @@ async def test_what_a_client_says_about_itself_goes_no_further() -> None:
     assert engine["authorization"] == f"Bearer {TOKEN}"
     assert (service["x-understudy-token"], service["x-understudy-owner"]) == (TOKEN, "anna")
     assert (service["connection"], "connection" in engine, "authorization" in service) == ("close", False, False)
+
+
+async def test_a_client_that_does_not_read_slows_its_engine_and_fills_no_memory() -> None:
+    sent = 0
+
+    async def flooding(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 64000000\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b"data: " + b"x" * 63_992 + b"\n\n")
+            sent += 64_000
+            await writer.drain()
+        writer.close()
+
+    async with listening(flooding) as url, gateway(Routes(m=url)) as client:
+        async with client.stream("POST", CHAT, json={"model": "m", "stream": True}) as answer:
+            pieces = answer.aiter_raw()
+            size = len(await anext(pieces))
+            await asyncio.sleep(0.5)
+            assert sent < 40_000_000, "what fits into the sockets between them"
+            size += sum([len(piece) async for piece in pieces])
+        assert size == 64_000_000
