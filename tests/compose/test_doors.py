@@ -143,7 +143,7 @@ def test_a_container_that_is_none_of_ours_reaches_none_of_them(published: Publis
 
 def test_services_answer_the_gateway_alone_and_probes_everybody_inside(published: Published) -> None:
     stack, known = published.stack, f"x-understudy-token: {published.token}"
-    for name, path in (("datagen", "/v1/runs"), ("trainer", "/v1/fine_tuning/jobs"), ("evaluator", "/v1/evals")):
+    for name, path in (("datagen", "/v1/runs"), ("trainer", "/v1/fine_tuning/jobs"), ("evaluator", "/openapi.json")):
         assert stack.status("trainer", f"http://{name}:8000{path}") == 401
         assert stack.status("trainer", f"http://{name}:8000{path}", "x-understudy-token: guessed") == 401
         assert stack.status("trainer", f"http://{name}:8000{path}", known) == 200
