@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.registry import Collector
 
 import services.datagen.build
+import services.datagen.generate
 import services.inference.engine
 import services.inference.meter  # noqa: F401 (their metrics register with the import)
 from understudy.belt.bus.embedded import EmbeddedBus
