@@ -36,7 +36,7 @@ test-kafka: $(STAMP) ## the bus on a real broker: KAFKA_BOOTSTRAP_SERVERS, or KA
 test-chaos: $(STAMP) ## fifty kills at random, one every 3 s, and with KAFKA_HOME a broker that is away for five minutes (about 25 minutes)
 	@CHAOS_KILLS=50 BROKER_AWAY=300 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/chaos tests/contract/test_broker_away.py
 
-test-compose: $(STAMP) ## the belt between real containers, killed one after the other (needs Docker; about 15 minutes)
+test-compose: $(STAMP) ## the belt between real containers, killed one after the other, and their doors (needs Docker; about 20 minutes)
 	@$(BIN)/python -m pytest -q tests/compose
 
 images: ## build all images of compose.yaml
