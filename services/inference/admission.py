@@ -76,7 +76,8 @@ class _Allowance:
 
 
 class Admission:
-    """For one listener; for one event loop. `token`: what our services show, where they come in. `inside`: it has the internal doors."""
+    """For one listener; for one event loop. `token`: what our services show, where they come in. `inside`: it has the internal doors;
+    `alone`: and is there for nobody else, so that these may be asked by any name, as probes do."""
 
     def __init__(
         self,
@@ -88,10 +89,12 @@ class Admission:
         hosts: frozenset[str] = frozenset(),
         origins: frozenset[str] = frozenset(),
         inside: bool = False,
+        alone: bool = False,
     ) -> None:
         self._keys, self._sessions = keys, sessions
         self._bearer = b"Bearer " + token.encode() if token else b""
-        self._required, self._hosts, self._origins, self._inside = required, hosts, origins, inside
+        self._required, self._hosts, self._origins = required, hosts, origins
+        self._inside, self._alone = inside, alone
         self._known: dict[bytes, Caller] = {}
         """What callers showed lately; they are looked up again each time."""
         self._allowances: defaultdict[str, _Allowance] = defaultdict(lambda: _Allowance(-1.0, time.monotonic()))
@@ -99,11 +102,13 @@ class Admission:
     def admit(self, scope: Scope) -> Caller:
         """Who asks, if they may. Raises `Refused`."""
         path, method = scope["path"], scope["method"]
-        if path in INTERNAL:
-            if self._inside:
-                return INSIDER
-            raise Refused(_error(404, f"There is nothing at {path[:200]}"))
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        if path in INTERNAL:
+            if not self._inside:
+                raise Refused(_error(404, f"There is nothing at {path[:200]}"))
+            if not self._alone:
+                self._check_page(headers)
+            return INSIDER
         twice = len(headers) != len(scope["headers"]) and sum(name == b"host" for name, _ in scope["headers"]) > 1
         if twice or (b"host" not in headers and scope["http_version"] != "1.0"):
             raise Refused(_error(400, "A request names its host, once"))

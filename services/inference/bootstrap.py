@@ -61,6 +61,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
             required=required,
             hosts=_listed(settings.hosts),
             origins=_listed(settings.cors),
+            alone=inside and bool(settings.internal_port),
             inside=inside and (bool(settings.internal_port) or not beyond_loopback(settings)),
         )
         gateway: App = Gateway(

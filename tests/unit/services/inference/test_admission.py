@@ -143,6 +143,14 @@ def test_probes_and_metrics_are_for_the_platform() -> None:
         assert house.status("GET", path) == house.status("GET", path, **bearer(house.key("admin"))) == 404
 
 
+def test_no_web_page_reads_metrics_by_a_name_of_its_own() -> None:
+    assert House(required=False, inside=True).status("GET", "/metrics", host="evil.example") == 403
+    assert House(required=False, inside=True).status("GET", "/metrics") == 200
+    alone = House(required=False, inside=True, alone=True)
+    assert alone.status("GET", "/metrics", host="10.1.2.3:8001") == 200, "a probe asks a pod by its address"
+    assert alone.status("GET", "/v1/runs", host="evil.example") == 403
+
+
 def test_a_session_may_look_and_changes_nothing_without_its_token() -> None:
     house = House()
     key = house.key("jobs")
