@@ -63,6 +63,13 @@ def test_a_container_may_do_as_little_as_possible(name: str) -> None:
     assert re.search(r"^USER 10001:10001$", (ROOT / service["build"]["dockerfile"]).read_text(), re.MULTILINE)
 
 
+def test_every_container_has_a_limit_of_memory() -> None:
+    """And a variable where the right one depends on the model: what a training, an engine or a run's questions take."""
+    limits = {name: service["mem_limit"] for name, service in SERVICES.items()}
+    assert {name for name, limit in limits.items() if limit.startswith("${")} == {"engine", "trainer", "evaluator"}
+    assert all(re.fullmatch(r"(\$\{UNDERSTUDY_[A-Z]+_MEMORY:-)?\d+[gm]\}?", limit) for limit in limits.values()), limits
+
+
 def test_the_gateway_is_the_one_door_and_opens_to_this_machine_alone() -> None:
     base = {
         name: service["ports"]
