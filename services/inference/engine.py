@@ -101,7 +101,9 @@ class Engine(ABC):
     def wait_ready(self, timeout: float) -> bool:
         """Whether it answers, waiting at most `timeout` seconds."""
         self.used = time.monotonic()
-        return self._ready.wait(timeout)
+        if ready := self._ready.wait(timeout):
+            self.used = time.monotonic()  # what it dies of now may be this one's doing
+        return ready
 
     def ended(self, life: int) -> bool:
         """Whether what came up as this one of its `lives` is known to be over; waits until that is noticed, if it is."""
