@@ -90,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         logprob = -1.0 if model == self.base else -2.0
         choices = [
             {"index": i, "prompt_logprobs": [None, *({"7": {"logprob": logprob}} for _ in prompt[1:])]}
-            for i, prompt in enumerate(body["prompt"])
+            for i, prompt in enumerate(body.get("prompt") or ())  # a chat has none
+            if isinstance(prompt, list | str)
         ]
         return self.answer(200, {"choices": choices[::-1]})
 
