@@ -24,7 +24,7 @@ from understudy.belt.bus.connect import connect
 from understudy.settings import Settings
 from understudy.belt.topics import TABLE
 bus = connect(Settings())
-print(json.dumps({t.name: [json.loads(r.value) for r in bus.replay([t.name]) if r] for t in TABLE if t.name != "progress"}))
+print(json.dumps({t.name: [json.loads(r.value) for r in bus.replay([t.name]) if r] for t in TABLE if t.name not in ("progress", "keys")}))
 """
 ARTIFACTS = """
 import json
@@ -142,7 +142,7 @@ class ComposeStack:
         return int(self.inspect(service, "{{.RestartCount}}"))
 
     def messages(self, run: str) -> dict[str, int]:
-        """Topic -> messages of a run on the bus, apart from progress."""
+        """Topic -> messages of a run on the bus, apart from progress; keys are of no run."""
         found: dict[str, list[dict[str, str]]] = json.loads(self._python("datagen", MESSAGES))
         return {topic: sum(message["run"] == run for message in values) for topic, values in found.items()}
 
