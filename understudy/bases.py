@@ -45,9 +45,7 @@ def resolve(base: str, models: Path) -> Base:
     for folder in (models / base, Path(base)):
         if _is_folder(folder):
             if not (folder / "config.json").is_file():
-                raise Invalid(
-                    f"Base model `{base}`: {folder} has no config.json", "Give a folder in Hugging Face format."
-                )
+                raise Invalid(f"Base model `{base}` has no config.json", "Give a folder in Hugging Face format.")
             document(folder, "config.json")
             path, called = folder.resolve(), Path(os.path.abspath(folder))  # noqa: PTH100
             if path.name != called.name:  # it is a link; the name is what people ask for
@@ -58,7 +56,7 @@ def resolve(base: str, models: Path) -> Base:
         known = sorted(path.parent.name for path in models.glob("*/config.json"))
         raise Invalid(
             f"There is no base model `{base}`",
-            f"Give a folder, a hub id `owner/name@revision`, or one of those bundled in {models}: {', '.join(known) or 'none'}.",
+            f"Give a folder, a hub id `owner/name@revision`, or one of those bundled: {', '.join(known) or 'none'}.",
         )
     if not revision:
         raise Invalid(
@@ -87,7 +85,7 @@ def as_planned(planned: PlannedBase, models: Path) -> Base:
     base = resolve(planned.reference, models)
     if planned.fingerprint and (base.revision or fingerprint(Path(base.path)) != planned.fingerprint):
         raise Invalid(
-            f"Base model `{base.name}` in {base.path} was changed since the run was planned",
+            f"Base model `{base.name}` was changed since the run was planned",
             "Put back what was there, or start the run anew (`understudy run --fresh`) with what is there now.",
         )
     return base
@@ -127,17 +125,18 @@ def document(folder: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from error
+        raise damaged(path, str(getattr(error, "strerror", None) or error)) from error
     if not isinstance(found, dict):
         raise damaged(path, "it is no object")
     return found
 
 
 def damaged(path: Path, why: str) -> Invalid:
-    """The error for a file of a model's folder that cannot be read."""
+    """The error for a file of a model's folder that cannot be read. Says no path: who asked for the base may be far away."""
     words = " ".join(why.split())[:300]
     return Invalid(
-        f"Base model `{path.parent.name}`: {path} cannot be read ({words})", "Is it whole? Copy or download it again."
+        f"Base model `{path.parent.name}`: its {path.name} cannot be read ({words})",
+        "Is it whole? Copy or download it again.",
     )
 
 

@@ -8,7 +8,7 @@ from services.datagen.files import Files
 from services.datagen.handlers import Datagen
 from services.datagen.pools import Pools
 from services.datagen.runs import Desk
-from services.datagen.servable import Servable
+from services.datagen.servable import Engine, Servable
 from services.datagen.settings import DatagenSettings
 from services.datagen.sources import Bounds, Sources
 from services.datagen.tasks.task import Models
@@ -20,14 +20,16 @@ def build(settings: DatagenSettings, kernel: Kernel) -> Service:
     """The service on the kernel."""
     sources = Sources(kernel.store, Bounds(settings.max_source_bytes, settings.max_field_bytes))
     pools = Pools(sources, max_text_chars=settings.max_text_chars, max_labels=settings.max_labels)
-    builder = Builder(settings.work("datagen"), Models(Providers(settings.providers), settings.llm_tries))
+    models = Models(Providers(settings.providers), settings.llm_tries)
+    builder = Builder(settings.work("datagen"), models)
     datagen = Datagen(kernel.store, kernel.plans, pools, builder)
     files = Files(kernel.store, max_bytes=settings.max_upload_bytes)
     servable = Servable(
         models=settings.models,
+        language_models=models,
         bases=tuple(each.strip() for each in settings.bases.split(",") if each.strip()),
-        engine_base=settings.base if settings.engine_url else "",
-        max_lora_rank=settings.max_lora_rank,
+        base=settings.base,
+        engine=Engine(settings.max_lora_rank, settings.max_model_len) if settings.engine_url else None,
     )
     return Service(
         lanes=(datagen.lane(),),

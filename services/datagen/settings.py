@@ -13,9 +13,8 @@ from understudy.settings import Settings
 class DatagenSettings(Settings):
     """Bounds of what datagen accepts: everything a user can send has one."""
 
-    model_config = SettingsConfigDict(
-        hide_input_in_errors=True
-    )  # a key may have been pasted where its variable's name belongs
+    # A key may have been pasted where its variable's name belongs.
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
 
     max_upload_bytes: int = Field(default=512 * 1024**2, gt=0)
     """Of one uploaded file."""
@@ -35,8 +34,9 @@ class DatagenSettings(Settings):
     bases: str = ""
     """Bases beside the bundled ones that recipes may name: patterns with commas, as `mistralai/*@*`; `*` allows folders too."""
     engine_url: str = ""
-    """Whether the engine runs elsewhere: then it serves `base` alone, and adapters up to `max_lora_rank`."""
+    """Set where the engine runs elsewhere: then it serves `base` alone. This and the next three as inference has them."""
     base: str = ""
     max_lora_rank: int = Field(default=16, ge=1)
+    max_model_len: int = Field(default=1024, ge=16)
     llm_tries: int = Field(default=3, ge=1)
     """Requests per row until the model's answer passes the checks."""

@@ -4,6 +4,8 @@ only what the gateway passes on."""
 from __future__ import annotations
 
 import hmac
+import logging
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,10 @@ from understudy.errors import Invalid, NotFound, Transient, UnderstudyError
 from understudy.service.doors import INTERNAL
 from understudy.service.token import HEADER, KEY_ID, OWNER
 from understudy.terms import Station
+
+log = logging.getLogger(__name__)
+_PLACE = re.compile(r"(?<![\w.:/])(file:/*)?/(?!v1/)[^\s'\"`,;:()]+")
+"""A path of this machine in a sentence, and no part of a URL."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -63,7 +69,10 @@ def no_such_place(after: str) -> NotFound:
 
 
 def add_errors(app: FastAPI) -> None:
-    """Every error leaves as OpenAI's error object: Invalid 400, NotFound 404, Transient 503, others 500."""
+    """Every error leaves as OpenAI's error object: Invalid 400, NotFound 404, Transient 503, others 500.
+
+    Those that are not about the request have the whole story in the log; who asks, perhaps a stranger, hears no path of this machine.
+    """
 
     async def expected(_: Request, error: Exception) -> JSONResponse:
         status = (
@@ -75,7 +84,10 @@ def add_errors(app: FastAPI) -> None:
             if isinstance(error, Transient)
             else 500
         )
-        return error_response(status, str(error), code="not_found" if status == 404 else None)
+        if status >= 500:
+            log.warning("%s", error)
+        said = str(error) if status < 500 else _PLACE.sub("(a place of the service)", str(error))
+        return error_response(status, said, code="not_found" if status == 404 else None)
 
     async def malformed(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

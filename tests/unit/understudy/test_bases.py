@@ -38,8 +38,9 @@ def test_a_hub_id_carries_a_revision(models: Path) -> None:
 
 def test_what_does_not_exist_is_named_with_what_does(models: Path) -> None:
     for base in ("huge", "/no/such/folder", "./x", "a/b/c", "x" * 300, "nul\0"):
-        with pytest.raises(Invalid, match=r"(?s)no base model.*bundled.*tiny"):
+        with pytest.raises(Invalid, match=r"(?s)no base model.*bundled.*tiny") as caught:
             resolve(base, models)
+        assert str(models) not in str(caught.value)
     (models / "empty").mkdir()
     with pytest.raises(Invalid, match=r"no config\.json"):
         resolve("empty", models)
@@ -49,7 +50,7 @@ def test_what_does_not_exist_is_named_with_what_does(models: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
 def test_a_damaged_file_is_named_with_the_remedy(models: Path, name: str, content: str) -> None:
     (models / "tiny" / name).write_text(content)
-    with pytest.raises(Invalid, match=rf"(?s)Base model `tiny`: .*/{name} cannot be read .*download it again"):
+    with pytest.raises(Invalid, match=rf"(?s)Base model `tiny`: its {name} cannot be read .*download it again"):
         planned("tiny", models)
 
 
@@ -58,7 +59,7 @@ def test_a_base_is_the_one_that_was_planned_or_an_error(models: Path) -> None:
     assert as_planned(plan, models) == resolve("tiny", models)
     assert as_planned(planned("owner/name@abc", models), models).revision == "abc", "a revision says it all"
     (models / "tiny/config.json").write_text('{"architectures": []}')
-    with pytest.raises(Invalid, match=r"`tiny` in .* was changed since the run was planned.*--fresh"):
+    with pytest.raises(Invalid, match=r"`tiny` was changed since the run was planned.*--fresh"):
         as_planned(plan, models)
 
 

@@ -368,7 +368,8 @@ def test_a_damaged_base_is_told_with_the_file_and_what_to_do(world: World) -> No
             before = (base / name).read_bytes() if (base / name).exists() else b"{}"
             (base / name).write_bytes(content)
             said = error(world.run(source))
-            assert f"Base model `seedling`: {base / name} cannot be read" in said
+            assert f"Base model `seedling`: its {name} cannot be read" in said
+            assert str(world.folder) not in said
             assert "download it again" in said
             (base / name).write_bytes(before)
     assert world.requested() == []

@@ -50,6 +50,21 @@ def test_expected_errors(error: Exception, status: int, kind: str) -> None:
     assert body["code"] is None or isinstance(body["code"], str)
 
 
+def test_no_path_of_this_machine_leaves_it_with_an_error_that_is_ours() -> None:
+    said = (
+        "The artifact store file:///root/data did not answer: [Errno 5] '/root/data/x.json'. "
+        "Is http://minio:9000/a up, or s3://b/c? See /v1/files"
+    )
+    message = client(error=Transient(said)).get("/broken/1").json()["error"]["message"]
+    assert "root" not in message
+    for kept in ("http://minio:9000/a", "s3://b/c", "/v1/files", "did not answer"):
+        assert kept in message
+    full = client(error=Fatal("The disk that holds /root/data is full", "Free some space there")).get("/broken/1")
+    assert (
+        full.json()["error"]["message"] == "The disk that holds (a place of the service) is full. Free some space there"
+    )
+
+
 def test_malformed_requests_and_unknown_paths_too() -> None:
     assert client().get("/broken/one").status_code == 400
     assert "number" in client().get("/broken/one").json()["error"]["message"]
