@@ -34,6 +34,7 @@ ONE_OF_EACH = {
     "report-requested": 1,
     "model-served": 3,
     "run-closed": 1,
+    "keys": 0,
     "dead-letters": 0,
 }
 

@@ -67,6 +67,7 @@ def test_nothing_is_doubled_on_the_bus(undisturbed: tuple[Belt, str]) -> None:
         "report-requested": 1,
         "model-served": 3,
         "run-closed": 1,
+        "keys": 0,
         "dead-letters": 0,
     }
 

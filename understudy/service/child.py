@@ -17,6 +17,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class Child:
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         lifeline, self._lifeline = os.pipe()
+        self._once = threading.Lock()
         try:
             with log.open("ab") as output:
                 self._keeper = subprocess.Popen(
@@ -89,9 +91,10 @@ class Child:
             pass
 
     def _close_lifeline(self) -> None:
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        with self._once:  # who polls and who stops may find the end at the same time
+            if self._lifeline >= 0:
+                os.close(self._lifeline)
+                self._lifeline = -1
 
 
 def _keep(lifeline: int, command: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,11 @@ def test_a_parent_with_thousands_of_open_files_has_children_all_the_same(tmp_pat
         for file in files:
             os.close(file)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_polls_and_who_stops_may_find_the_end_together(tmp_path: Path) -> None:
+    """A descriptor that is closed twice may be somebody else's by then."""
+    for _ in range(30):
+        child = Child([sys.executable, "-c", ""], log=tmp_path / "log")
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda turn, child=child: child.stop() if turn % 2 else child.wait(5), range(8)))
