@@ -24,7 +24,7 @@ from understudy.belt.turns import outcome
 from understudy.records import write_json
 from understudy.report import Cell
 from understudy.service import host
-from understudy.service.ports import free_ports
+from understudy.service.ports import free_ports, is_free
 from understudy.service.token import HEADER
 from understudy.service.web import guarded
 from understudy.store import keys
@@ -54,7 +54,7 @@ class House:
         self._engine = subprocess.Popen(engine)
         self.apps: dict[Station, FastAPI] = {}
         self.kernels: dict[Station, host.Kernel] = {}
-        self._servers: list[uvicorn.Server] = []
+        self._servers: dict[Station, uvicorn.Server] = {}
         self._threads: list[threading.Thread] = []
         self._ends: list[Any] = []
         self.stop = threading.Event()
@@ -107,13 +107,13 @@ class House:
         assert kernel.reader.caught_up.wait(10)
         until(lambda: server.started)
         self.apps[station], self.kernels[station] = app, kernel
-        self._servers.append(server)
+        self._servers[station] = server
         self._threads += threads
         self._ends += [service.close, bus.close]
 
     def close(self) -> None:
         """End all of it."""
-        for server in self._servers:
+        for server in self._servers.values():
             server.should_exit = True
         self.stop.set()
         for thread in self._threads:
@@ -122,6 +122,11 @@ class House:
             end()
         self._engine.kill()
         self._engine.wait()
+
+    def halt(self, station: Station) -> None:
+        """That service answers no more."""
+        self._servers[station].should_exit = True
+        until(lambda: is_free(self.ports[station]))
 
     def publish(self, *messages: c.Message) -> None:
         """On the bus, and read by all."""
