@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 # Half of the tests wait for something: brokers, engines, timeouts. The long ones begin, in the order of testpaths; the short ones fill up.
 PYTEST := pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-all test-kafka test-chaos test-compose images up lint types bench lock clean
+.PHONY: help demo test test-all test-kafka test-chaos test-compose images up lint types bench audit lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1|/' | column -t -s '|'
@@ -50,6 +50,17 @@ types: $(STAMP) ## mypy --strict
 
 bench: $(STAMP) ## every claim as a ratio of two things measured in the same run
 	@for file in bench/[a-z]*.py; do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m bench.$$name; done
+
+# The first two are Intel's, for the engine on a CPU; the third says Apache-2.0 in its repository and nothing in its metadata.
+ODD_LICENCES := intel-openmp intel-cmplr-lib-ur oss-harmony understudy
+PIP_AUDIT := pip-audit==2.10.1
+LICENCES := MIT;BSD;Apache;ISC;MPL;Mozilla;PSF;Python Software Foundation;LGPL;CC0;Unlicense;HPND;Zope;DFSG;OSI Approved
+
+audit: $(STAMP) ## licences of all dependencies, and their known faults where there is a network
+	@$(BIN)/pip-licenses --from=mixed --order=license --partial-match --allow-only="$(LICENCES)" --ignore-packages $(ODD_LICENCES)
+	@at=$$(mktemp -d) && trap "rm -rf $$at" EXIT && $(BIN)/python -m venv $$at && $$at/bin/pip install -q $(PIP_AUDIT) && \
+		$$at/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off || \
+		echo "There are known faults, or they could not be looked up: see above."
 
 lock: $(STAMP) ## record the exact versions of this environment in constraints.txt
 	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm.*|understudy|pip|uv|nvidia.*)==' | grep -v ' @ ' > constraints.txt

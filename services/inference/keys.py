@@ -31,7 +31,7 @@ class KeyCreate(BaseModel):
 
     name: Annotated[str, Field(max_length=64)]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=8)]
-    days: Annotated[float | None, Field(gt=0, le=keyring.MOST_DAYS)] = None
+    days: Annotated[float | None, Field(ge=keyring.FEWEST_DAYS, le=keyring.MOST_DAYS)] = None
     """Until it ends; None: it does not end by itself."""
     requests_per_minute: Annotated[int | None, Field(ge=1, le=keyring.MOST_REQUESTS)] = None
     at_once: Annotated[int | None, Field(ge=1, le=keyring.MOST_REQUESTS)] = None

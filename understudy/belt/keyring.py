@@ -23,7 +23,8 @@ from understudy.errors import Invalid
 from understudy.terms import Scope
 
 DAY = 24 * 3600
-MOST_DAYS = 3650
+FEWEST_DAYS, MOST_DAYS = 0.001, 3650
+"""A minute and a half: a key that has ended when it is told was never one."""
 MOST_REQUESTS = 1_000_000
 """That a key can allow, in a minute or at once."""
 MOST_OVERLAP = 90 * DAY
