@@ -44,6 +44,8 @@ GATEWAY = "inference"
 GATEWAY_ALONE = tuple(
     f"UNDERSTUDY_{name}" for name in ("PUBLISH", "INTERNAL_PORT", "INTERNAL_HOST", "TLS_CERT", "TLS_KEY")
 )
+PAYING = ("datagen",)
+"""Services that ask models which somebody pays for; the others, and the engines below them, are not shown the key."""
 COMMANDS: Mapping[str, Sequence[str]] = {name: (sys.executable, "-m", f"services.{name}") for name in STATIONS}
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 HEALTHY_AFTER = 30.0
@@ -121,7 +123,10 @@ class Stack:
             self._inside = next(spare) if not is_loopback(self.host) or Settings().tls_cert else 0
             ports = {name: self.port if name == GATEWAY else next(spare) for name in self.commands}
             env = self._environment(ports)
-            self._env = {name: env | {"UNDERSTUDY_PORT": str(port)} for name, port in ports.items()}
+            self._env = {
+                name: env | {"UNDERSTUDY_PORT": str(port)} | ({} if name in PAYING else {"OPENAI_API_KEY": ""})
+                for name, port in ports.items()
+            }
             if GATEWAY in self._env:
                 self._env[GATEWAY] |= self._of_the_gateway()
             for name, command in self.commands.items():

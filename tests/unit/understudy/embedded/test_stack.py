@@ -44,7 +44,7 @@ if behaviour == "stubborn":
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/die": os._exit(9)
-        body = "\\n".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("UNDERSTUDY")).encode()
+        body = "\\n".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith(("UNDERSTUDY", "OPENAI_API"))).encode()
         self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
         self.wfile.write(body)
     def log_message(self, *_): pass
@@ -116,6 +116,16 @@ def test_ready_stack_tells_everyone_where_the_others_are(stack: Stack) -> None:
         f"http://127.0.0.1:{port}" for name, port in ports.items() if name != "inference"
     }
     assert running(stack.data) == stack.url
+
+
+def test_the_key_of_a_provider_is_shown_to_whom_it_is_for(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-operator")
+    with Stack(tmp_path / "data", commands=commands()) as stack:
+        stack.wait_ready()
+        seen = {name: environment(port)["OPENAI_API_KEY"] for name, port in where(stack).items()}
+    assert seen == {"datagen": "sk-of-the-operator", "trainer": "", "inference": "", "evaluator": ""}
 
 
 def test_who_starts_a_stack_for_this_machine_says_which_bases_there_are(stack: Stack) -> None:
