@@ -84,9 +84,13 @@ class Broker:
             self._process = None
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to the broker's process."""
+        """A signal to the broker's process; one that shall stop it has done so in every thread."""
         assert self._process
         os.killpg(self._process.pid, number)
+        deadline = time.monotonic() + 10
+        while number == signal.SIGSTOP and set(_states(self._process.pid)) != {"T"}:
+            assert time.monotonic() < deadline, "it does not stop"
+            time.sleep(0.01)
 
     def __enter__(self) -> Broker:
         self.start()
@@ -146,3 +150,9 @@ def any_broker(folder: Path) -> Iterator[str]:
             yield broker.servers
     else:
         pytest.skip("no broker: set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME to an unpacked Apache Kafka")
+
+
+def _states(pid: int) -> list[str]:
+    """Of every thread of a process, as /proc has it."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [stat.rpartition(")")[2].split()[0] for stat in stats]
