@@ -18,6 +18,7 @@ import yaml
 
 from understudy import document
 from understudy.errors import Invalid
+from understudy.interrupt import check
 
 README = "README.md"
 SPLITS = {
@@ -30,8 +31,8 @@ NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_di
 _SHARD = re.compile(r"data/([\w.]+)-\d{5}-of-\d{5}[^/]*")
 _BETWEEN = re.compile(r"[-._ 0-9]+")
 """Around such a word."""
-LONGEST, MOST = 300, 200
-"""Characters of a pattern in a README, and how many of them are looked at."""
+LONGEST, MOST, DEEPEST = 300, 200, 20
+"""Characters of a pattern in a README, how many of them are looked at, and folders in one another with data."""
 
 
 def train_files(paths: Collection[str], readme: str, suffixes: Collection[str]) -> list[str]:
@@ -58,7 +59,9 @@ def train_files(paths: Collection[str], readme: str, suffixes: Collection[str]) 
 def _is_data(path: str) -> bool:
     """Whether it may be data: no file of git's or the hub's, and nothing that is no path inside of the repository."""
     parts = path.split("/")
-    plain = path.isprintable() and "\\" not in path and not any(part in ("", "..") for part in parts)
+    plain = (
+        path.isprintable() and "\\" not in path and len(parts) <= DEEPEST and not any(p in ("", "..") for p in parts)
+    )
     return plain and not any(part.startswith((".", "__")) for part in parts) and parts[-1] not in (README, *NO_DATA)
 
 
@@ -109,13 +112,15 @@ def _as_told(paths: Sequence[str], readme: str) -> dict[str, list[str]] | None:
     if not configs:
         return None
     config = _default(configs)
-    folder = str(config.get("data_dir") or "").strip("/")
+    said = config.get("data_dir")
+    folder = said.strip("/") if isinstance(said, str) and len(said) <= LONGEST else ""
     inside = [path for path in paths if path.startswith(f"{folder}/")] if folder else paths
     patterns = _patterns(config.get("data_files"))
     if patterns is None:
         return _by_name(inside) if folder and inside else None
     splits = {}
     for split, several in patterns.items():
+        check()
         wanted = [f"{folder}/{pattern}" if folder else pattern for pattern in several]
         splits[split] = list(dict.fromkeys(p for pattern in wanted for p in inside if _matches(p, pattern)))
     if empty := [split for split, found in splits.items() if not found]:
@@ -127,7 +132,8 @@ def _configs(readme: str) -> list[Mapping[str, Any]]:
     front = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", readme, re.DOTALL)
     try:
         told = document.parsed(front[1]) if front else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+        document.check(told, "Its README")
+    except (yaml.YAMLError, ValueError, RecursionError, Invalid):
         return []
     configs = told.get("configs") if isinstance(told, dict) else None
     return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
@@ -138,7 +144,7 @@ def _default(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     if len(configs) == 1 or len(marked) == 1:
         return (marked or configs)[0]
     raise Invalid(
-        f"It has the configurations {_some({str(each.get('config_name')) for each in configs})} and no default",
+        f"It has the configurations {_some({name for each in configs if isinstance(name := each.get('config_name'), str)})} and no default",
         "Download the one you want, and upload it as a file.",
     )
 
@@ -167,13 +173,16 @@ def _matches(path: str, pattern: str) -> bool:
     parts = path.split("/")
     reached = {0}
     for wanted in pattern.split("/"):
-        reached = set(_steps(parts, wanted, reached))
+        if not reached:
+            return False
+        if wanted == "**":
+            reached = set(range(min(reached), len(parts) + 1))
+        else:
+            reached = set(_steps(parts, wanted, reached))
     return len(parts) in reached
 
 
 def _steps(parts: Sequence[str], wanted: str, reached: Collection[int]) -> Iterator[int]:
     for at in reached:
-        if wanted == "**":
-            yield from range(at, len(parts) + 1)
-        elif at < len(parts) and fnmatchcase(parts[at], wanted):
+        if at < len(parts) and fnmatchcase(parts[at], wanted):
             yield at + 1

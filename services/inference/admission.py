@@ -36,6 +36,8 @@ OTHER_BODIES: Mapping[str, tuple[bytes, ...]] = {
     "/logout": (b"application/x-www-form-urlencoded",),
 }
 """Paths whose bodies are no JSON."""
+LONGEST_KNOWN = 200
+"""Bytes: keys are much shorter, but anybody may put blanks around one."""
 MOST_KNOWN = 1000
 NO_KEY = (
     "This gateway asks for an API key: send `Authorization: Bearer sk-understudy-...`."
@@ -169,7 +171,9 @@ class Admission:
             if key := self._keys.find(text):
                 if len(self._known) >= MOST_KNOWN:
                     self._known.clear()
-                caller = self._known[said] = Caller(key)
+                caller = Caller(key)
+                if len(said) <= LONGEST_KNOWN:
+                    self._known[said] = caller
                 return caller, True
             raise Refused(_unauthorised("This API key lets nobody in: it was never given out, or has ended"))
         if b"cookie" in headers and (key := self._sessions.caller(headers)):

@@ -36,6 +36,8 @@ FOR_OURSELVES = (b"cookie", b"content-length", b"transfer-encoding", b"host")
 """What the API and the pages of this service may see all the same."""
 OWN = "own"
 """What the metrics call this service's own API."""
+MOST_HELD = 512 * 1024**2
+"""Bytes of requests that are under way, in sum."""
 LOOK_AGAIN = 0.05
 """Seconds between two looks at an engine that is starting."""
 LARGEST_ERROR = 1 << 20
@@ -73,6 +75,8 @@ class Gateway:
         self._token = (HEADER, token.encode())
         self._bearer = (b"authorization", b"Bearer " + token.encode())
         self._upstream = Upstream()
+        self._held = 0
+        """Bytes of completion requests that are under way."""
         self._metrics = {name: Family(name) for name in (*COMPLETIONS, *families, OWN)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,15 +103,25 @@ class Gateway:
                 await refused.response(scope, receive, meter.send)
 
     async def _complete(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        held = 0
         try:
             body = await read(receive, self._max_body)
+            held = len(body)
+            self._held += held
+            if self._held > MOST_HELD:
+                raise Refused(_unavailable("Too much waits to be answered. Try again in a moment.", "overloaded"))
             asked = question(body, bounded=not caller.insider)
             hide = caller.key is not None and asked.stream is True and not asked.wants_usage
             if hide:
                 body = asking_for_usage(body, asked)
             tap = Tap(stream=asked.stream is True, hide=hide) if caller.key or asked.stream else None
             with Hangup(receive) as hangup:
-                url, exchange = await self._ask(asked, scope, body, hangup)
+                try:
+                    url, exchange = await self._ask(asked, scope, body, hangup)
+                except Gone:
+                    if caller.key:
+                        self._usage.add(caller.key, asked.model, (0, 0))
+                    raise
                 try:
                     if exchange.status >= 400:
                         await as_openai(exchange.status, await _whole(exchange))(scope, receive, send)
@@ -124,6 +138,8 @@ class Gateway:
             raise Refused(error_response(413, message, code="request_too_large")) from None
         except (Gone, Lost):  # nobody to tell, or too late: the missing end of the body says that the answer broke off
             pass
+        finally:
+            self._held -= held
 
     async def _ask(self, asked: Question, scope: Scope, body: bytes, hangup: Hangup) -> tuple[str, Exchange]:
         """Send the request to the engine of its model until an answer begins."""

@@ -7,6 +7,8 @@ as they came; only a stream of somebody with a key is asked for its usage too.
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Annotated
 
 import msgspec
@@ -16,6 +18,8 @@ from understudy.errors import Invalid
 
 MOST_CHOICES = 16
 """`n`, `best_of`: answers to one question, each as dear as the first."""
+MOST_ANSWERS = 256
+"""Prompts in one request, times `n`."""
 MOST_LOGPROBS = 20
 """Alternatives of each token."""
 MOST_TOKENS = 1_000_000
@@ -81,6 +85,7 @@ class Bounded(Question, gc=False):
     max_tokens: Tokens = None
     max_completion_tokens: Tokens = None
     min_tokens: Tokens = None
+    prompt: Raw = _ABSENT
     stop: Raw = _ABSENT
     guided_regex: Raw = _ABSENT
     chat_template_kwargs: Raw = _ABSENT
@@ -110,9 +115,14 @@ class Bounded(Question, gc=False):
 
 class _Constraint(msgspec.Struct):
     regex: str | None = None
+    json: Raw = _ABSENT
+    structural_tag: Raw = _ABSENT
 
 
 _QUESTION, _BOUNDED = msgspec.json.Decoder(Question), msgspec.json.Decoder(Bounded)
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+WITH_PATTERNS = ("response_format", "guided_json", "tools")
+"""Fields whose schemas may have patterns anywhere."""
 _STOPS, _CONSTRAINT = msgspec.json.Decoder(list[Raw]), msgspec.json.Decoder(_Constraint | None)
 
 
@@ -165,6 +175,12 @@ def _check_lengths(asked: Bounded, body: bytes) -> None:
         for field, most in LONGEST.items():
             if len(memoryview(getattr(asked, field))) > most:
                 raise Wrong(f"{field}: longer than the {most:,} bytes that are allowed.", field)
+    _check_prompts(asked)
+    for field in WITH_PATTERNS if size > LONGEST_REGEX else ():
+        if any(len(text) > LONGEST_REGEX for text in _TEXT.findall(memoryview(getattr(asked, field)))):
+            raise Wrong(
+                f"{field}: a text in it is longer than {LONGEST_REGEX:,} bytes, as a pattern must not be.", field
+            )
     if bytes(asked.stop)[:1] == b"[" and len(_STOPS.decode(asked.stop)) > MOST_STOPS:
         raise Wrong(f"stop: more than the {MOST_STOPS} that are allowed.", "stop")
     if size > LONGEST_REGEX and asked.structured_outputs != _ABSENT:
@@ -172,5 +188,24 @@ def _check_lengths(asked: Bounded, body: bytes) -> None:
             constraint = _CONSTRAINT.decode(asked.structured_outputs)
         except msgspec.DecodeError:
             raise Wrong("structured_outputs: expected an object.", "structured_outputs") from None
+        inside = (constraint.json, constraint.structural_tag) if constraint else ()
+        if any(len(text) > LONGEST_REGEX for part in inside for text in _TEXT.findall(memoryview(part))):
+            raise Wrong(
+                f"structured_outputs: a text in it is longer than {LONGEST_REGEX:,} bytes.", "structured_outputs"
+            )
         if constraint and constraint.regex and len(constraint.regex.encode()) > LONGEST_REGEX:
             raise Wrong(f"structured_outputs: its regex is longer than {LONGEST_REGEX:,} bytes.", "structured_outputs")
+
+
+def _check_prompts(asked: Bounded) -> None:
+    """Of a list of prompts, texts or tokens, how many there are; of a list of tokens it is one."""
+    said = memoryview(asked.prompt)
+    first = bytes(said[:64]).lstrip(b"[ \t\r\n")[:1]
+    if bytes(said[:1]) != b"[" or (first != b'"' and b"[" not in bytes(said[1:64])):
+        return
+    most = MOST_ANSWERS // max(1, asked.n or 1)
+    found = _TEXT.finditer(said) if first == b'"' else re.finditer(rb"\[", said[1:])
+    if sum(1 for _ in itertools.islice(found, most + 1)) > most:
+        raise Wrong(
+            f"prompt: more than {MOST_ANSWERS} answers, which are prompts times `n`, are not allowed.", "prompt"
+        )

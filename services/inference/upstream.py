@@ -173,6 +173,7 @@ class Upstream:
         """
         exchange = self._take(url)
         if exchange is None:
+            self._forget_the_dead()
             exchange = await _connect(url)
         else:
             exchange.begin(kept=True)
@@ -197,6 +198,13 @@ class Upstream:
         if not exchange.started:  # the server is gone, and with it the others
             for other in self._idle.pop(url, []):
                 other.abort()
+
+    def _forget_the_dead(self) -> None:
+        """Connections that their server ended: an engine that is started again has another address."""
+        for url, kept in list(self._idle.items()):
+            self._idle[url] = [exchange for exchange in kept if exchange.open]
+            if not self._idle[url]:
+                del self._idle[url]
 
     def _take(self, url: str) -> Exchange | None:
         kept = self._idle.get(url)

@@ -24,8 +24,10 @@ HEAD, PAUSE, OVER, LOOK = 15.0, 30.0, 60.0, 3.0
 """Seconds."""
 SLOWEST = 1024
 """Bytes a second."""
-MOST_HEAD = 64 * 1024
-"""Bytes."""
+MOST_HEAD, MOST_HEADERS = 64 * 1024, 128
+"""Bytes of a head, and headers in it."""
+MOST_WAITING = 16
+"""Requests of one connection that wait for the answer to the one before: uvicorn makes each of them ready at once."""
 MOST = 8192
 """Connections at once, where the process may open three times as many files: each may need one more to what is behind."""
 
@@ -79,7 +81,17 @@ class Patience(HttpToolsProtocol):
         self._begin()
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > MOST_HEADERS and not self.transport.is_closing():
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A head has {MOST_HEADERS} headers at most.")
+
     def on_headers_complete(self) -> None:
+        if self.transport.is_closing():
+            return
+        if len(self.pipeline) >= MOST_WAITING:
+            self.transport.close()
+            return
         self._in_head = False
         self._begin()
         super().on_headers_complete()

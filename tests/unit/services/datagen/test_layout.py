@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -144,3 +145,27 @@ def test_what_cannot_be_told_is_said(paths: list[str], readme: str, said: str) -
     with pytest.raises(Invalid) as caught:
         chosen(paths, readme)
     assert said in str(caught.value)
+
+
+def test_a_readme_that_names_itself_again_and_again_takes_no_memory() -> None:
+    """Written out, its folder would be a thousand million words."""
+    lines = ["---", "a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    readme = "\n".join([*lines, "configs: [{config_name: *a8, data_dir: *a8}]", "---", ""])
+    began = time.process_time()
+    assert train_files(["train.csv", "test.csv"], readme, (".csv",)) == ["train.csv"]
+    assert time.process_time() - began < 1
+
+
+def test_deep_paths_and_many_stars_take_no_time() -> None:
+    deep = "/".join(["a"] * 300) + ".csv"
+    readme = (
+        f"---\nconfigs: [{{config_name: c, data_files: [{', '.join(['/'.join(['**'] * 100)] * 100)}]}}]\n---\n".replace(
+            "**", '"**"'
+        )
+    )
+    paths = [f"{'/'.join(['b'] * 15)}/{n}.csv" for n in range(200)]
+    began = time.process_time()
+    with contextlib.suppress(Invalid):
+        train_files([*paths, deep], readme, (".csv",))
+    assert time.process_time() - began < 3

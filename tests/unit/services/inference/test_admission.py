@@ -235,6 +235,39 @@ def test_what_costs_too_much_is_refused_by_its_name(more: dict[str, Any], field:
     assert question(json.dumps({"model": "m", **more}).encode(), bounded=False).model == "m", "our own services may"
 
 
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"prompt": ["a"] * 257}, "prompt"),
+        ({"prompt": ["a"] * 20, "n": 16}, "prompt"),
+        ({"prompt": [[1, 2]] * 257}, "prompt"),
+        ({"response_format": {"json_schema": {"pattern": "(a|b)*" * 1000}}}, "response_format"),
+        ({"response_format": {"structures": [{"\u0070attern": "a" * 5000}]}}, "response_format"),
+        ({"structured_outputs": {"json": {"pattern": "a" * 5000}}}, "structured_outputs"),
+        ({"tools": [{"function": {"parameters": {"pattern": "a" * 5000}}}]}, "tools"),
+    ],
+)
+def test_nor_is_it_hidden_in_a_list_or_a_schema(more: dict[str, Any], field: str) -> None:
+    with pytest.raises(Wrong, match=field) as wrong:
+        question(json.dumps({"model": "m", **more}).encode())
+    assert wrong.value.param == field
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt": ['a " b'] * 256},
+        {"prompt": list(range(10_000))},
+        {"prompt": 'one, with "many" quotes' * 1000},
+        {"prompt": [[1, 2, 3]] * 16, "n": 16},
+        {"structured_outputs": {"grammar": "root ::= " + "a" * 10_000}},
+        {"tools": [{"function": {"name": f"f{n}", "description": "d" * 100}} for n in range(200)]},
+    ],
+)
+def test_what_is_large_for_a_reason_goes_through(more: dict[str, Any]) -> None:
+    assert question(json.dumps({"model": "m", **more}).encode()).model == "m"
+
+
 def test_the_last_of_equal_fields_counts_and_escapes_hide_none() -> None:
     """As for the engine, which reads the same bytes."""
     assert question(b'{"model": "a", "model": "b"}').model == "b"
