@@ -50,7 +50,7 @@ def test_what_is_told_of_a_key_has_nothing_of_its_secret(bus: EmbeddedBus) -> No
     made = keyring.make(bus, "anna", ("read",))
     key = found(bus, made.id)
     said = keyring.card(key).model_dump_json()
-    assert made.key.rpartition("-")[2] not in said
+    assert made.key[-43:] not in said
     assert key.made.secret_sha256 not in said
     assert key.made.secret_sha256 not in made.model_dump_json()
 

@@ -25,7 +25,7 @@ def read(*messages: Message) -> Keys:
 def test_a_key_is_found_by_its_text_and_the_bus_has_only_a_digest_of_it() -> None:
     text, made = mint("anna", ("inference",))
     assert text.startswith("sk-understudy-")
-    assert text.rpartition("-")[2] not in encode(made).decode()
+    assert text[-43:] not in encode(made).decode()
     key = read(made).find(text)
     assert key
     assert (key.name, key.id, key.created) == ("anna", made.key_id, 1000)
