@@ -98,7 +98,7 @@ class Dataset(Section):
     """A source table and how it becomes instruction examples."""
 
     source: Words
-    """`hf:NAME[@revision]`, a CSV/JSONL/JSON/Parquet path, or an uploaded `file-...` id."""
+    """`hf:owner/name@revision`, a CSV/JSONL/JSON/Parquet path, or an uploaded `file-...` id."""
     task: Reference = "classify"
     """One of `TASKS`; checked at the doors, so that a plan with a newer one stays readable."""
     columns: Columns = Columns()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -47,6 +48,8 @@ class Settings(BaseSettings):
     """What `internal_port` listens on. Empty: as `host`."""
     publish: str = ""
     """Where the gateway's `port` is published, `[address:]port` as Docker writes it. Empty: at `host`. See `service/published.py`."""
+    keys: Literal["auto", "required"] = "auto"
+    """Whether every request to the gateway needs an API key. `auto`: as soon as it is published beyond this machine."""
     internal_token: SecretStr | None = Field(default=None, min_length=16)
     """What services know each other by. None: a file in `data` (`service/token.py`)."""
     tls_cert: Path | None = None

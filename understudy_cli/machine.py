@@ -6,7 +6,6 @@ Software is in `software.py`. Starts nothing and changes nothing.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -93,7 +92,7 @@ def _published(data: Path) -> Check:
             bool(settings.tls_cert),
             beyond_loopback(settings),
         )
-    required = beyond or os.environ.get("UNDERSTUDY_KEYS") == "required"
+    required = beyond or settings.keys == "required"
     detail = f"{at}: {'keys are required' if required else 'for this machine alone, keys are optional'}, {'TLS' if tls else 'no TLS'}"
     remedy = "Whoever listens on the way reads keys and prompts: set UNDERSTUDY_TLS_CERT and UNDERSTUDY_TLS_KEY."
     return check("published", "warn" if beyond and not tls else "ok", detail, remedy)

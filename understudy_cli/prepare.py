@@ -94,7 +94,7 @@ def _checked(folder: Path, source: str, where: str) -> Path:
         beside = [each.name for each in path.parent.iterdir()] if os.access(path.parent, os.R_OK) else []
         raise Invalid(
             f"{where}: there is no file {path}{meant(path.name, beside)}",
-            "Paths in a recipe start at its folder; hub data is `hf:NAME`.",
+            "Paths in a recipe start at its folder; hub data is `hf:owner/name@revision`.",
         ) from None
     except OSError as error:
         raise Invalid(f"{where}: cannot read {path}: {error.strerror}", "Check its permissions.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from understudy.embedded.stackfile import running
 from understudy.errors import Invalid
 from understudy.service.published import is_loopback
+from understudy.settings import Settings
 from understudy_cli.console import errors
 from understudy_cli.options import DataOption
 from understudy_cli.session import data_folder, interruptible, started
@@ -52,7 +52,7 @@ def up(
             f"A stack is already up on {folder}, at {url}", "Use it, or start another with --data and --port."
         )
     with interruptible(code=0), started(folder, port, err, base, host) as stack:
-        alone = is_loopback(host) and os.environ.get("UNDERSTUDY_KEYS") != "required"
+        alone = is_loopback(host) and Settings().keys != "required"
         who, key = ("", "none") if alone else (", for whoever has a key", "sk-understudy-...")
         print(BANNER.format(endpoint=stack.endpoint, who=who, key=key, data=folder), flush=True)
         stack.wait()

@@ -7,7 +7,7 @@ Whoever shows the installation's token is one of its services; whoever shows an 
 session may look. Nobody at all may do everything where keys are optional, which they are only while the gateway is reachable
 from this machine alone: then `Host` must be one of its names, so that no web page reads answers through a name of its own.
 No page of another site changes anything: `Origin` must be ours, and a body says that it is JSON, which no form can. Decides
-by `service/doors.py`; routes nothing, and remembers only what keys have under way.
+by `service/doors.py`; routes nothing, and remembers only what keys have under way, and which were shown lately.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 from services.inference.upstream import HOP_BY_HOP, Exchange
@@ -80,10 +80,11 @@ async def feed(exchange: Exchange, receive: Receive) -> None:
     exchange.abort()
 
 
-async def read(receive: Receive, limit: int) -> bytes:
-    """The whole request body. Raises `TooLarge` and `Gone`."""
+async def read(receive: Receive, limit: int, hold: Callable[[int], None]) -> bytes:
+    """The whole request body; `hold` hears of each piece how long it is, and may raise. Raises `TooLarge` and `Gone`."""
     body, size = [], 0
     async for piece in pieces(receive):
+        hold(len(piece))
         body.append(piece)
         size += len(piece)
         if size > limit:

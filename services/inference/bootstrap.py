@@ -23,7 +23,7 @@ from understudy.belt.folds.reader import Reader
 from understudy.errors import Fatal
 from understudy.service.doors import passed_on
 from understudy.service.host import Kernel, Service
-from understudy.service.published import beyond_loopback
+from understudy.service.published import strangers_come
 from understudy.service.web import App
 
 
@@ -40,7 +40,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
     keys, usage = Keys(), Usage()
     sessions = Sessions(kernel.token, keys)
     kernel.reader.add(keys)
-    required = settings.keys_required()
+    required = strangers_come(settings)
     if required and not _somebody_has_a_key(kernel):
         raise Fatal(
             "The gateway can be reached from other machines, and nobody has a key yet",
@@ -62,7 +62,7 @@ def build(settings: InferenceSettings, kernel: Kernel) -> Service:
             hosts=_listed(settings.hosts),
             origins=_listed(settings.cors),
             alone=inside and bool(settings.internal_port),
-            inside=inside and (bool(settings.internal_port) or not beyond_loopback(settings)),
+            inside=inside and (bool(settings.internal_port) or not required),
         )
         gateway: App = Gateway(
             app,

@@ -37,7 +37,7 @@ FOR_OURSELVES = (b"cookie", b"content-length", b"transfer-encoding", b"host")
 OWN = "own"
 """What the metrics call this service's own API."""
 MOST_HELD = 512 * 1024**2
-"""Bytes of requests that are under way, in sum."""
+"""Bytes of requests of one listener that are under way, in sum."""
 LOOK_AGAIN = 0.05
 """Seconds between two looks at an engine that is starting."""
 LARGEST_ERROR = 1 << 20
@@ -104,12 +104,15 @@ class Gateway:
 
     async def _complete(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         held = 0
-        try:
-            body = await read(receive, self._max_body)
-            held = len(body)
-            self._held += held
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held, self._held = held + size, self._held + size
             if self._held > MOST_HELD:
                 raise Refused(_unavailable("Too much waits to be answered. Try again in a moment.", "overloaded"))
+
+        try:
+            body = await read(receive, self._max_body, hold)
             asked = question(body, bounded=not caller.insider)
             hide = caller.key is not None and asked.stream is True and not asked.wants_usage
             if hide:

@@ -2,7 +2,7 @@
 
 They run no script and load nothing. A form proves that it is ours: before a login by a cookie that it repeats signed, so that no
 other site logs somebody in as somebody else; after it by the session's token. A secret of 256 bits is not guessed; that only
-so many wrong ones are looked at in a minute keeps the noise down. Sessions themselves are `sessions.py`.
+so many wrong ones in a minute leave a line keeps the noise down. Sessions themselves are `sessions.py`.
 """
 
 from __future__ import annotations

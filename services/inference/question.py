@@ -1,6 +1,7 @@
 """What the gateway looks at in a completion request: the model, and what costs more than anybody may ask for.
 
-Everything else is skipped without building it, whatever its size, and bounds are looked at while it is skipped: a microsecond.
+Everything else is skipped without building it, whatever its size, and bounds are looked at while it is skipped: a microsecond, but for
+prompts, schemas and tools, whose texts are looked through.
 Types are narrower than the engine's, which takes "5" for 5. Of two equal keys the last counts, as for the engine. Bytes go on
 as they came; only a stream of somebody with a key is asked for its usage too.
 """

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from understudy.service import machine
-from understudy.service.published import beyond_loopback
 from understudy.settings import Settings
 
 HttpUrl = Annotated[str, Field(pattern=r"^(http://[^/:]+(:\d+)?/?)?$")]
@@ -26,8 +25,6 @@ class InferenceSettings(Settings):
     evaluator_url: HttpUrl = "http://127.0.0.1:8003"
     max_body: int = Field(default=32 * 1024**2, gt=0)
     """Bytes of a completion request; uploads are bounded by the service that takes them."""
-    keys: Literal["auto", "required"] = "auto"
-    """Whether every request needs an API key. `auto`: as soon as the gateway is published beyond this machine."""
     hosts: str = ""
     """Further names, with commas, by which it may be asked without a key; those of loopback always may."""
     cors: str = ""
@@ -60,10 +57,6 @@ class InferenceSettings(Settings):
     gate_tolerance: float = Field(default=0.1, gt=0, lt=0.3)
     """How far the adapter's effect in the engine may be from its effect in training, relative to that. See `gate.py` for what
     was measured: half of an adapter is off by 0.32 or more."""
-
-    def keys_required(self) -> bool:
-        """Whether nobody comes in without a key."""
-        return self.keys == "required" or beyond_loopback(self)
 
     def adapters(self) -> Path:
         """The folder that engines read adapters from."""

@@ -1,8 +1,8 @@
 """What each key has used: requests and tokens, by model, since this gateway started.
 
-    tap = Tap(hide=True)
+    tap = Tap(stream=True, hide=True)
     out = tap.feed(piece)          # what goes on to the client
-    usage.add(key, model, tap)
+    usage.add(key, model, tap.tokens)
 
 Of an answer that passes as bytes only the place is read where the engine says how many tokens it had. A stream whose client
 hung up is charged the pieces that it got. Kept in memory: what shall outlive a restart is for the log, where each key's sums are
@@ -114,7 +114,7 @@ class Usage:
         self._used: dict[tuple[str, str], Used] = {}
 
     def add(self, key: Key, model: str, tokens: tuple[int, int]) -> None:
-        """One more answer."""
+        """One more request, and what it came to."""
         used = self._used.get((key.id, model))
         if used is None:
             at = (key.id, model if len(self._used) < MOST else "")

@@ -201,7 +201,7 @@ def test_what_is_asked_for_has_its_owner_and_what_administrators_do_is_in_the_au
 
 def test_no_key_is_in_a_log_a_metric_or_on_the_bus(house: House) -> None:
     key = house.key("secret", "--scope", "read")
-    secrets = [each.rpartition("-")[2].encode() for each in (key, house.admin)]
+    secrets = [each[-20:].encode() for each in (key, house.admin)]
     house.status(key)
     metrics = httpx.get(f"{house.url}/metrics", trust_env=False).content
     files = [path.read_bytes() for path in (house.data / "logs").iterdir()]

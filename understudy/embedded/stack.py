@@ -14,6 +14,7 @@ Does not know what the services do, only that they answer /readyz on `UNDERSTUDY
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ GATEWAY = "inference"
 GATEWAY_ALONE = tuple(
     f"UNDERSTUDY_{name}" for name in ("PUBLISH", "INTERNAL_PORT", "INTERNAL_HOST", "TLS_CERT", "TLS_KEY")
 )
+OPENAI_KEY = "OPENAI_API_KEY"
 PAYING = ("datagen",)
 """Services that ask models which somebody pays for; the others, and the engines below them, are not shown the key."""
 COMMANDS: Mapping[str, Sequence[str]] = {name: (sys.executable, "-m", f"services.{name}") for name in STATIONS}
@@ -108,6 +110,10 @@ class Stack:
         return f"http://127.0.0.1:{self._inside or self.port}"
 
     @property
+    def _strangers_come(self) -> bool:
+        return not is_loopback(self.host) or Settings().keys == "required"
+
+    @property
     def endpoint(self) -> str:
         """Of the gateway, for its users."""
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
@@ -120,11 +126,13 @@ class Stack:
             _check_versions(self.data)
             self._take_port()
             spare = (port for port in free_ports(len(self.commands) + 2) if port != self.port)
-            self._inside = next(spare) if not is_loopback(self.host) or Settings().tls_cert else 0
+            self._inside = next(spare) if self._strangers_come or Settings().tls_cert else 0
             ports = {name: self.port if name == GATEWAY else next(spare) for name in self.commands}
             env = self._environment(ports)
             self._env = {
-                name: env | {"UNDERSTUDY_PORT": str(port)} | ({} if name in PAYING else {"OPENAI_API_KEY": ""})
+                name: env
+                | {"UNDERSTUDY_PORT": str(port)}
+                | ({} if name in PAYING else dict.fromkeys(_keys_of_providers(), ""))
                 for name, port in ports.items()
             }
             if GATEWAY in self._env:
@@ -241,7 +249,7 @@ class Stack:
             for name, port in ports.items()
             if name != GATEWAY
         }
-        if is_loopback(self.host):  # who asks is who has started us, so what they may name is theirs to say
+        if not self._strangers_come:  # who asks is who has started us, so what they may name is theirs to say
             env["UNDERSTUDY_BASES"] = os.environ.get("UNDERSTUDY_BASES") or "*"
         return env | ({"UNDERSTUDY_BASE": self.base} if self.base else {})
 
@@ -309,6 +317,15 @@ class Stack:
 
 def _at(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _keys_of_providers() -> set[str]:
+    """Environment variables with keys that somebody pays for."""
+    try:
+        named = json.loads(os.environ.get("UNDERSTUDY_PROVIDERS") or "{}")
+        return {OPENAI_KEY, *(str(each["key"]) for each in named.values() if each.get("key"))}
+    except (ValueError, TypeError, AttributeError, KeyError):  # datagen will say what is wrong with it
+        return {OPENAI_KEY}
 
 
 def _check_versions(data: Path) -> None:

@@ -15,6 +15,12 @@ def beyond_loopback(settings: Settings) -> bool:
     return not is_loopback(settings.publish.rpartition(":")[0] if settings.publish else settings.host)
 
 
+def strangers_come(settings: Settings) -> bool:
+    """Whether whoever asks may be somebody else than who runs this: then nobody comes in without a key. A proxy on this machine that
+    publishes a gateway on loopback is not to be seen from here, so UNDERSTUDY_KEYS can say so."""
+    return settings.keys == "required" or beyond_loopback(settings)
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host`, an address or a name, is this machine as only itself reaches it."""
     try:

@@ -44,7 +44,7 @@ SHOWN = {
     "a cookie": {"cookie": "understudy-session=canary-cookie.1.2.3"},
 }
 SECRETS = (
-    *(text.rpartition("-")[2] for text in (LIVING[:-5], POOR, ENDED, STRANGER)),
+    *(text[-20:] for text in (LIVING[:-5], POOR, ENDED, STRANGER)),
     MADE.secret_sha256,
     TOKEN,
     "Y2FuYXJ5LXBhc3N3b3Jk",

@@ -121,11 +121,28 @@ def test_ready_stack_tells_everyone_where_the_others_are(stack: Stack) -> None:
 def test_the_key_of_a_provider_is_shown_to_whom_it_is_for(
     tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-operator")
+    keys = ("OPENAI_API_KEY", "OPENAI_API_LOCAL")
+    monkeypatch.setenv("UNDERSTUDY_PROVIDERS", '{"local": {"base_url": "http://x/v1", "key": "OPENAI_API_LOCAL"}}')
+    for name in keys:
+        monkeypatch.setenv(name, "sk-of-the-operator")
     with Stack(tmp_path / "data", commands=commands()) as stack:
         stack.wait_ready()
-        seen = {name: environment(port)["OPENAI_API_KEY"] for name, port in where(stack).items()}
-    assert seen == {"datagen": "sk-of-the-operator", "trainer": "", "inference": "", "evaluator": ""}
+        seen = {(name, key): environment(port)[key] for name, port in where(stack).items() for key in keys}
+    assert {name for (name, _), key in seen.items() if key} == {"datagen"}
+    assert [seen["datagen", key] for key in keys] == ["sk-of-the-operator"] * 2
+
+
+def test_who_says_that_strangers_come_has_them_name_no_folder_and_read_no_metrics(
+    tmp_path: Path, commands: Callable[..., dict[str, Sequence[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy on this machine publishes what listens on loopback."""
+    monkeypatch.setenv("UNDERSTUDY_KEYS", "required")
+    with Stack(tmp_path / "data", commands=commands()) as stack:
+        stack.wait_ready()
+        ports = where(stack)
+        assert not environment(ports["datagen"]).get("UNDERSTUDY_BASES")
+        seen = environment(int(environment(ports["datagen"])["UNDERSTUDY_GATEWAY"].rpartition(":")[2]))
+        assert int(seen["UNDERSTUDY_INTERNAL_PORT"]) not in (0, stack.port)
 
 
 def test_who_starts_a_stack_for_this_machine_says_which_bases_there_are(stack: Stack) -> None:
