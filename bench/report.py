@@ -113,7 +113,7 @@ def main() -> None:
         began = time.perf_counter()
         report = reports.make(inputs)
         took = time.perf_counter() - began
-        assert len(report.panels[0].metrics) == 8
+        assert len(report.panels[0].metrics) >= 8
         assert report.panels[1].row("rougeL")
     print(f"{len(ITEMS)} items x {ROWS:,} rows x {len(asked)} panels, {plan.bootstrap:,} resamples")
     print(
